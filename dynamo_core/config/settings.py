@@ -1,0 +1,58 @@
+"""Every setting of the core: its type, default, meaning, flag and environment names, in one place.
+
+Flags, ``--help``, ``dynamo config show|schema`` and ``docs/configuration.md`` are made from this class.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+__all__ = ["Settings", "setting"]
+
+
+def setting(doc: str, *env: str, flag: str | None = None, commands: tuple[str, ...] = (), **meta: Any) -> msgspec.Meta:
+    """Annotation of one setting.
+
+    ``env`` lists the accepted environment names, ours and today's first, older spellings after; ``flag`` is ``None`` where
+    the field's name with hyphens is the flag, ``""`` where there is none; ``commands`` limits the flag to those commands.
+    """
+    return msgspec.Meta(description=doc, extra={"env": env, "flag": flag, "commands": commands}, **meta)
+
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+# fmt: off
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Resolved settings: flags > environment > ``dynamo.toml`` > these defaults."""
+
+    engine: Annotated[str | None, setting("Engine to run: the name of an engine plugin.", "DYN_ENGINE", commands=("serve", "worker"))] = None
+    model: Annotated[str | None, setting("Folder of the model (Hugging Face layout).", "DYN_MODEL", "DYN_MODEL_PATH", commands=("serve", "worker"))] = None
+    model_name: Annotated[str | None, setting("Name that clients use; the folder's name if not given.", "DYN_MODEL_NAME", commands=("serve", "worker"))] = None
+    plugins: Annotated[tuple[str, ...], setting("Plugin to activate; repeatable.", "DYN_PLUGINS", flag="plugin")] = ()
+    no_plugins: Annotated[tuple[str, ...], setting("Plugin to leave out, whatever else names it; repeatable.", "DYN_NO_PLUGINS", flag="no-plugin")] = ()
+    router: Annotated[str | None, setting("Router; a single active router plugin is the default, else round-robin.", "DYN_ROUTER", "DYN_ROUTER_MODE", commands=("serve", "frontend"))] = None
+    workers: Annotated[int, setting("Worker processes.", "DYN_WORKERS", commands=("serve",), ge=0, le=1024)] = 1
+    frontends: Annotated[int, setting("Frontend processes that share the port.", "DYN_FRONTENDS", commands=("serve",), ge=1, le=256)] = 1
+    engine_args: Annotated[dict[str, Any], setting("KEY=VALUE for the engine; repeatable.", "DYN_ENGINE_ARGS", flag="engine-arg", commands=("serve", "worker"))] = {}
+    namespace: Annotated[str, setting("Namespace of the workers' endpoints.", "DYN_NAMESPACE")] = "dynamo"
+    component: Annotated[str, setting("Component of the workers' endpoints.", "DYN_COMPONENT", commands=("serve", "worker"))] = "backend"
+    http_host: Annotated[str, setting("Address to listen on; 0.0.0.0 for all.", "DYN_HTTP_HOST", commands=("serve", "frontend"))] = "127.0.0.1"
+    http_port: Annotated[Port, setting("Port to listen on; 0 picks a free one.", "DYN_HTTP_PORT", commands=("serve", "frontend", "status"))] = 8000
+    http_body_limit_mb: Annotated[float, setting("Largest request body in MiB.", "DYN_HTTP_BODY_LIMIT_MB", commands=("serve", "frontend"), gt=0)] = 64
+    http_backlog: Annotated[int, setting("Listen backlog.", "DYN_HTTP_LISTEN_BACKLOG", flag="", ge=1)] = 4096
+    graceful_shutdown_secs: Annotated[float, setting("Time that running requests get to finish after SIGTERM.", "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", flag="", ge=0)] = 30.0
+    discovery_backend: Annotated[str, setting("Discovery store: file, mem or a plugin's.", "DYN_DISCOVERY_BACKEND", "DYN_STORE_KV")] = "file"
+    file_kv: Annotated[str | None, setting("Folder of the file store; serve makes one for each run.", "DYN_FILE_KV", flag="")] = None
+    request_plane: Annotated[str, setting("Request plane: tcp (Unix sockets on one host), inproc or a plugin's.", "DYN_REQUEST_PLANE")] = "tcp"
+    event_plane: Annotated[str, setting("Event plane: zmq, inproc or a plugin's.", "DYN_EVENT_PLANE")] = "zmq"
+    kv_cache_block_size: Annotated[int | None, setting("Tokens a KV block; the engine's own if not given.", "DYN_KV_CACHE_BLOCK_SIZE", commands=("serve", "worker", "frontend"), ge=1)] = None
+    context_length: Annotated[int | None, setting("Limit on prompt and output tokens together; the model's own if not given.", "DYN_CONTEXT_LENGTH", commands=("serve", "worker"), ge=1)] = None
+    metrics_prefix: Annotated[str, setting("Prefix of the frontend's metric names.", "DYN_METRICS_PREFIX", commands=("serve", "frontend"))] = "dynamo_frontend"
+    access_log: Annotated[bool, setting("One log line a request.", "DYN_ACCESS_LOG", commands=("serve", "frontend"))] = True
+    migration_limit: Annotated[int, setting("How often a request may move to another worker.", "DYN_MIGRATION_LIMIT", commands=("serve", "frontend"), ge=0, le=1024)] = 3
+    log: Annotated[str, setting("Log level, with module filters: info,dynamo_core.runtime=debug.", "DYN_LOG")] = "info"
+    log_jsonl: Annotated[bool, setting("Log JSON lines.", "DYN_LOGGING_JSONL", flag="")] = False
+    run_dir: Annotated[str | None, setting("Folder for sockets and run state; a private temporary one if not given.", "DYN_RUN_DIR", flag="")] = None

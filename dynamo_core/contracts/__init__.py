@@ -1,0 +1,81 @@
+"""The Protocols that a plugin implements and the records they speak of. Imports nothing of ours but :mod:`dynamo_core.errors`."""
+
+from dynamo_core.contracts.context import Context
+from dynamo_core.contracts.discovery import Deleted, Discovery, DiscoveryEvent, Instance, Put, Synced
+from dynamo_core.contracts.engine import (
+    Engine,
+    EngineChunk,
+    EngineContext,
+    EngineInfo,
+    EngineLoad,
+    EngineRequest,
+    EngineSink,
+    FinishReason,
+    SamplingParams,
+    StepEngine,
+    StopConditions,
+    TokenLogprob,
+)
+from dynamo_core.contracts.gate import HttpRequestInfo, PreparedRequest, Principal, RequestSummary
+from dynamo_core.contracts.kv_event import KvBatch, KvCleared, KvEvent, KvRemoved, KvStored
+from dynamo_core.contracts.model_card import ModelCard, ModelInput, ModelType, Role
+from dynamo_core.contracts.planes import (
+    ClientStream,
+    EventPlane,
+    EventSubscription,
+    RequestHandler,
+    RequestPlane,
+    ResponseSink,
+    StreamReceiver,
+)
+from dynamo_core.contracts.router import Decision, Hold, Outcome, Route, Router, RouterContext, RouteRequest, WorkerView
+
+__all__ = [
+    "ClientStream",
+    "Context",
+    "Decision",
+    "Deleted",
+    "Discovery",
+    "DiscoveryEvent",
+    "Engine",
+    "EngineChunk",
+    "EngineContext",
+    "EngineInfo",
+    "EngineLoad",
+    "EngineRequest",
+    "EngineSink",
+    "EventPlane",
+    "EventSubscription",
+    "FinishReason",
+    "Hold",
+    "HttpRequestInfo",
+    "Instance",
+    "KvBatch",
+    "KvCleared",
+    "KvEvent",
+    "KvRemoved",
+    "KvStored",
+    "ModelCard",
+    "ModelInput",
+    "ModelType",
+    "Outcome",
+    "PreparedRequest",
+    "Principal",
+    "Put",
+    "RequestHandler",
+    "RequestPlane",
+    "RequestSummary",
+    "ResponseSink",
+    "Role",
+    "Route",
+    "RouteRequest",
+    "Router",
+    "RouterContext",
+    "SamplingParams",
+    "StepEngine",
+    "StopConditions",
+    "StreamReceiver",
+    "Synced",
+    "TokenLogprob",
+    "WorkerView",
+]
