@@ -1,0 +1,62 @@
+# Every target does all of its own set-up in .venv; a second run is fast.
+#   make serve   two vLLM workers and a frontend with the demo model (the mocker where vLLM's CPU build cannot run)
+#   make test    linters, type checkers and every test, a real vLLM included
+#   make check   linters and type checkers
+#   make bench   benchmarks        make soak   the long-running test        make docs   the documentation as HTML
+
+SHELL    := /bin/bash
+PYTHON   ?= $(shell command -v python3.11 || command -v python3)
+VENV     := .venv
+BIN      := $(VENV)/bin
+PLUGINS  := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+MANIFEST := pyproject.toml $(wildcard plugins/*/pyproject.toml)
+MODEL    ?= .cache/demo-model
+PORT     ?= 8000
+
+.PHONY: install serve test check docs bench soak clean
+
+install: $(VENV)/.installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("dynamo needs Python 3.11 or newer; this is %s. Set PYTHON=/path/to/python3.11." % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
+
+$(VENV)/.installed: $(MANIFEST) | $(VENV)/bin/python
+	$(BIN)/pip install -q --group dev -e . $(addprefix -e ,$(PLUGINS))
+	@touch $@
+
+# Exit code 3 of the installer: this machine cannot run vLLM; its one sentence says why. The stamp then holds "mocker".
+$(VENV)/.vllm: contrib/install_vllm.py plugins/vllm/pyproject.toml | $(VENV)/.installed
+	@$(BIN)/python contrib/install_vllm.py; code=$$?; \
+	if [ $$code -eq 0 ]; then echo vllm > $@; elif [ $$code -eq 3 ]; then echo mocker > $@; else exit $$code; fi
+
+$(MODEL)/.complete: contrib/demo_model/make_demo_model.py | $(VENV)/.vllm
+	@$(BIN)/python contrib/demo_model/make_demo_model.py $(MODEL)
+
+serve: $(VENV)/.installed $(VENV)/.vllm $(MODEL)/.complete
+	$(BIN)/dynamo serve --plugin kv-router --engine $$(cat $(VENV)/.vllm) --model $(MODEL) --model-name demo --workers 2 --http-port $(PORT)
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+test: check $(VENV)/.vllm
+	$(BIN)/python -m pytest
+
+docs: $(VENV)/.installed
+	$(BIN)/pip install -q --group docs
+	$(BIN)/sphinx-build -W -q -b html docs build/docs
+	@echo "build/docs/index.html"
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
+
+soak: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.soak --minutes 20
+
+clean:
+	rm -rf build dist $(VENV)
