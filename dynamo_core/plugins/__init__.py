@@ -1,0 +1,28 @@
+"""Find, activate, check and compile plugins."""
+
+from dynamo_core.plugins.activation import Process, activate
+from dynamo_core.plugins.compiled import Compiled
+from dynamo_core.plugins.decoding import decode_table, describe_type
+from dynamo_core.plugins.faults import Faults
+from dynamo_core.plugins.installed import PluginInfo, installed_plugins
+from dynamo_core.plugins.names import canonical_name, is_plugin_name, nearest_name, suggestion
+from dynamo_core.plugins.observers import Observer, observation
+from dynamo_core.plugins.providers import Provider
+
+__all__ = [
+    "Compiled",
+    "Faults",
+    "Observer",
+    "PluginInfo",
+    "Process",
+    "Provider",
+    "activate",
+    "canonical_name",
+    "decode_table",
+    "describe_type",
+    "installed_plugins",
+    "is_plugin_name",
+    "nearest_name",
+    "observation",
+    "suggestion",
+]

@@ -1,0 +1,120 @@
+"""The active plugins of one process, compiled: what the rest of the core calls, without pluggy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from dynamo_core.errors import PluginError
+from dynamo_core.plugins.faults import Faults
+from dynamo_core.plugins.hooks import blame
+from dynamo_core.plugins.installed import PluginInfo
+from dynamo_core.plugins.lifecycle import Lifecycle
+from dynamo_core.plugins.names import canonical_name, suggestion
+from dynamo_core.plugins.observers import Observe, Observer, observation
+from dynamo_core.plugins.providers import Provider
+from dynamo_core.specs import HttpSpec, MetricsContext
+
+__all__ = ["Compiled"]
+
+
+class Compiled(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """Immutable but for its fault counter and for which plugins are started. An empty seam is ``None`` and costs one test."""
+
+    plugins: tuple[PluginInfo, ...]
+    """The active ones, in the order in which they were named."""
+    engines: Mapping[str, Provider]
+    routers: Mapping[str, Provider]
+    discovery: Mapping[str, Provider]
+    request_planes: Mapping[str, Provider]
+    event_planes: Mapping[str, Provider]
+    commands: Mapping[str, Provider]
+    http: tuple[HttpSpec, ...]
+    metrics: tuple[Provider, ...]
+    authenticate: Callable[..., Any] | None
+    """``(request) -> Principal``, to be awaited if ``authenticate_async``; raises what denies the request."""
+    authenticate_async: bool
+    rate_limit: Callable[..., Any] | None
+    """``(request, principal) -> None``, to be awaited if ``rate_limit_async``."""
+    rate_limit_async: bool
+    prepare: Callable[..., Any] | None
+    """``(prepared_request) -> None``, to be awaited if ``prepare_async``."""
+    prepare_async: bool
+    finished: Observe | None
+    """``(summary) -> None``; never raises."""
+    faults: Faults
+    observers: tuple[Observer, ...] = ()
+    """What ``finished`` tells."""
+    lifecycle: Lifecycle
+    installed: Mapping[str, PluginInfo]
+    """All installed plugins, for the sentences about unknown names."""
+    blocked: frozenset[str] = frozenset()
+    """Plugins that ``--no-plugin`` leaves out."""
+
+    def engine(self, name: str) -> Provider:
+        """Raises :class:`~dynamo_core.errors.PluginError` that says why there is none and what to do, as do the four below."""
+        return self._find("engine", self.engines, name)
+
+    def router(self, name: str) -> Provider:
+        """Also by an alias: a router's own, or Dynamo's mode name (``kv``, ``round_robin``)."""
+        for provider in self.routers.values():
+            if name in provider.spec.aliases and name not in self.routers:
+                return provider
+        return self._find("router", self.routers, name)
+
+    def discovery_store(self, name: str) -> Provider:
+        return self._find("discovery", self.discovery, name)
+
+    def request_plane(self, name: str) -> Provider:
+        return self._find("request-plane", self.request_planes, name)
+
+    def event_plane(self, name: str) -> Provider:
+        return self._find("event-plane", self.event_planes, name)
+
+    def command(self, name: str) -> Provider:
+        return self._find("command", self.commands, name)
+
+    async def startup(self, process: str) -> None:
+        """Call ``dynamo_startup`` of every plugin; see :class:`~dynamo_core.plugins.lifecycle.Lifecycle`."""
+        await self.lifecycle.startup(process)
+
+    async def shutdown(self, process: str) -> None:
+        await self.lifecycle.shutdown(process)
+
+    def start_metrics(self, context: MetricsContext) -> Observe | None:
+        """Make every plugin's collectors, once a registry; returns ``finished`` with their observers added.
+
+        Raises :class:`~dynamo_core.errors.PluginError` for a factory that raises, as with a metric name that is taken.
+        """
+        observers = list(self.observers)
+        for provider in self.metrics:
+            try:
+                function = provider.spec.factory(provider.config, context)
+            except Exception as error:  # noqa: BLE001  # a stranger's code: named, and the process does not start
+                blame(self._info(provider.plugin), f"cannot make its metrics {provider.spec.name!r}", error)
+            if function is not None:
+                observers.append(Observer(provider.plugin, "dynamo_metrics", function))
+        return observation(observers, self.faults)
+
+    def _info(self, plugin: str) -> PluginInfo:
+        return next(info for info in self.plugins if info.name == plugin)
+
+    def _find(self, kind: str, providers: Mapping[str, Provider], name: str) -> Provider:
+        canonical = canonical_name(name)
+        provider = providers.get(name) or providers.get(canonical)
+        if provider is None:
+            raise PluginError(_why_missing(kind.replace("-", " "), canonical, providers, self))
+        return provider
+
+
+def _why_missing(kind: str, name: str, providers: Collection[str], compiled: Compiled) -> str:
+    if name in compiled.blocked:
+        return f"{kind} {name!r} is left out by --no-plugin {name}: drop that, or name another {kind}."
+    if any(info.name == name for info in compiled.plugins):
+        return f"plugin {name!r} provides no {kind}; {suggestion(name, providers, what=f'active {kind} providers')}"
+    if name in compiled.installed:
+        return f"{kind} {name!r} is not active: add --plugin {name}."
+    known = {*providers, *compiled.installed}
+    return f"{kind} {name!r} is unknown: {suggestion(name, known, what='installed plugins')}"
