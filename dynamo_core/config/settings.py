@@ -22,6 +22,7 @@ def setting(doc: str, *env: str, flag: str | None = None, commands: tuple[str, .
 
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 # fmt: off
@@ -48,8 +49,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     file_kv: Annotated[str | None, setting("Folder of the file store; serve makes one for each run.", "DYN_FILE_KV", flag="")] = None
     request_plane: Annotated[str, setting("Request plane: tcp (Unix sockets on one host), inproc or a plugin's.", "DYN_REQUEST_PLANE")] = "tcp"
     event_plane: Annotated[str, setting("Event plane: zmq, inproc or a plugin's.", "DYN_EVENT_PLANE")] = "zmq"
-    kv_cache_block_size: Annotated[int | None, setting("Tokens a KV block; the engine's own if not given.", "DYN_KV_CACHE_BLOCK_SIZE", commands=("serve", "worker", "frontend"), ge=1)] = None
-    context_length: Annotated[int | None, setting("Limit on prompt and output tokens together; the model's own if not given.", "DYN_CONTEXT_LENGTH", commands=("serve", "worker"), ge=1)] = None
+    kv_cache_block_size: Annotated[Count | None, setting("Tokens a KV block; the engine's own if not given.", "DYN_KV_CACHE_BLOCK_SIZE", commands=("serve", "worker", "frontend"))] = None
+    context_length: Annotated[Count | None, setting("Limit on prompt and output tokens together; the model's own if not given.", "DYN_CONTEXT_LENGTH", commands=("serve", "worker"))] = None
     metrics_prefix: Annotated[str, setting("Prefix of the frontend's metric names.", "DYN_METRICS_PREFIX", commands=("serve", "frontend"))] = "dynamo_frontend"
     access_log: Annotated[bool, setting("One log line a request.", "DYN_ACCESS_LOG", commands=("serve", "frontend"))] = True
     migration_limit: Annotated[int, setting("How often a request may move to another worker.", "DYN_MIGRATION_LIMIT", commands=("serve", "frontend"), ge=0, le=1024)] = 3

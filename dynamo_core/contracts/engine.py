@@ -144,7 +144,7 @@ class EngineContext(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: int
     role: Role = Role.AGGREGATED
     args: Mapping[str, Any] = {}
-    """``--engine-arg`` pairs and the ``[engine.args]`` table, values already parsed (int, float, bool, str, list, table)."""
+    """``--engine-arg`` pairs and the ``[engine_args]`` table, values already parsed (int, float, bool, str, list, table)."""
     run_dir: str = ""
     """A private folder that exists for this worker's life, for sockets and scratch files."""
     cpu_cores: tuple[int, ...] = ()
