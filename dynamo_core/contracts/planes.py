@@ -69,12 +69,21 @@ class RequestPlane(Protocol):
         """Accept requests for ``ns.comp.ep``; returns the address to publish in discovery. All endpoints of a process share a listener."""
 
     def unserve(self, endpoint: str) -> Awaitable[None]:
-        """Refuse new requests with :class:`~dynamo_core.errors.EngineShutdown`; running ones go on."""
+        """Refuse new requests with :class:`~dynamo_core.errors.EngineShutdown` from the first step on; running ones go on, and
+        the awaitable is done when the last of them has ended."""
 
     def open(self, instance: Instance, request: Any, context: Context, receiver: StreamReceiver) -> ClientStream:
         """Send a request. Never raises for the network: failures reach ``receiver.on_error``. Cancelling the context cancels the stream."""
 
-    def close(self) -> Awaitable[None]: ...
+    def connect(self, instance: Instance) -> Awaitable[None]:
+        """Make sure that the instance's process answers. Raises :class:`~dynamo_core.errors.CannotConnect`."""
+
+    def on_gone(self, callback: Callable[[str, str], None]) -> Callable[[], None]:
+        """Call ``callback(address, endpoint)`` when the connection to a peer is lost (endpoint "") or the peer refuses further
+        requests for one endpoint; before any receiver hears of it. Returns what unregisters it."""
+
+    def close(self) -> Awaitable[None]:
+        """End what runs with :class:`~dynamo_core.errors.EngineShutdown` and leave."""
 
 
 class EventSubscription(Protocol):

@@ -1,0 +1,21 @@
+"""The distributed runtime: who serves what, and streams between processes. Names are Dynamo's."""
+
+from dynamo_core.contracts.context import Context
+from dynamo_core.runtime.annotated import Annotated
+from dynamo_core.runtime.client import Client
+from dynamo_core.runtime.component import Component, Endpoint, Namespace, Served, parse_endpoint
+from dynamo_core.runtime.distributed import DistributedRuntime
+from dynamo_core.runtime.response import ResponseStream
+
+__all__ = [
+    "Annotated",
+    "Client",
+    "Component",
+    "Context",
+    "DistributedRuntime",
+    "Endpoint",
+    "Namespace",
+    "ResponseStream",
+    "Served",
+    "parse_endpoint",
+]

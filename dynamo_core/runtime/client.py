@@ -1,0 +1,222 @@
+"""The calling side of an endpoint: who serves it, and streams to them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dynamo_core.contracts.context import Context
+from dynamo_core.contracts.discovery import Deleted, Instance, Put, Synced
+from dynamo_core.contracts.planes import ClientStream, RequestPlane, StreamReceiver
+from dynamo_core.errors import DynamoError, NoInstances
+from dynamo_core.runtime.response import ResponseStream
+
+if TYPE_CHECKING:
+    from dynamo_core.runtime.component import Endpoint
+
+__all__ = ["Client"]
+
+_log = logging.getLogger(__name__)
+_decode = msgspec.json.Decoder(Instance).decode
+
+_PROBE_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Pauses before the attempts to reach an instance whose connection was lost; the last repeats while discovery lists it."""
+
+
+_RETRY_SECONDS = 1.0
+
+
+class Client:
+    """Follows discovery. An instance whose connection breaks is withdrawn at once and comes back when it answers again."""
+
+    def __init__(self, endpoint: Endpoint, plane: RequestPlane) -> None:
+        self.endpoint = endpoint
+        self._plane = plane
+        self._known: dict[str, Instance] = {}
+        """By discovery key: what discovery lists."""
+        self._usable: dict[int, Instance] = {}
+        self._added: list[Callable[[Instance], None]] = []
+        self._removed: list[Callable[[int], None]] = []
+        self._changed = asyncio.Event()
+        self._synced = asyncio.Event()
+        self._next = 0
+        self._probes: dict[int, asyncio.Task[None]] = {}
+        self._unwatch = plane.on_gone(self._gone)
+        self._watcher: asyncio.Task[None] | None = asyncio.create_task(self._watch())
+
+    # --- who serves ----------------------------------------------------------------------------------------------------------
+
+    def instances(self) -> list[Instance]:
+        return list(self._usable.values())
+
+    def instance_ids(self) -> list[int]:
+        return list(self._usable)
+
+    async def wait_for_instances(self, timeout: float | None = None) -> list[int]:
+        """Wait until somebody serves. Raises :class:`NoInstances` after ``timeout`` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not self._usable:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise NoInstances(f"nobody serves {self.endpoint.path} after {timeout:g} s") from None
+        return self.instance_ids()
+
+    async def synced(self) -> Client:
+        """Wait until what discovery holds is known."""
+        await self._synced.wait()
+        return self
+
+    def on_change(
+        self, added: Callable[[Instance], None] | None = None, removed: Callable[[int], None] | None = None
+    ) -> Callable[[], None]:
+        """``added`` is called at once with the instances of the moment. A changed record of a known instance is removed, then added.
+        Returns what unregisters both."""
+        if added is not None:
+            self._added.append(added)
+            for instance in self.instances():
+                added(instance)
+        if removed is not None:
+            self._removed.append(removed)
+
+        def unregister() -> None:
+            if added in self._added:
+                self._added.remove(added)
+            if removed in self._removed:
+                self._removed.remove(removed)
+
+        return unregister
+
+    # --- requests ------------------------------------------------------------------------------------------------------------
+
+    def open(self, instance_id: int, request: Any, context: Context, receiver: StreamReceiver) -> ClientStream:
+        """The hot path: no task, no queue. Raises :class:`NoInstances` for an instance that is not there."""
+        instance = self._usable.get(instance_id)
+        if instance is None:
+            raise NoInstances(f"instance {instance_id:x} does not serve {self.endpoint.path}")
+        return self._plane.open(instance, request, context, receiver)
+
+    def direct(self, request: Any, instance_id: int, annotated: bool = True, context: Context | None = None) -> ResponseStream:
+        context = context or Context()
+        return ResponseStream(lambda receiver: self.open(instance_id, request, context, receiver), context, annotated=annotated)
+
+    def round_robin(self, request: Any, annotated: bool = True, context: Context | None = None) -> ResponseStream:
+        self._next += 1
+        ids = self._ids()
+        return self.direct(request, ids[self._next % len(ids)], annotated, context)
+
+    def random(self, request: Any, annotated: bool = True, context: Context | None = None) -> ResponseStream:
+        return self.direct(request, random.choice(self._ids()), annotated, context)
+
+    def generate(self, request: Any, annotated: bool = True, context: Context | None = None) -> ResponseStream:
+        return self.round_robin(request, annotated, context)
+
+    def static(self, request: Any, annotated: bool = True, context: Context | None = None) -> ResponseStream:
+        """The first instance, always."""
+        return self.direct(request, self._ids()[0], annotated, context)
+
+    async def close(self) -> None:
+        """Streams that run go on."""
+        self._unwatch()
+        tasks = [*self._probes.values(), *([self._watcher] if self._watcher else [])]
+        self._watcher = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ids(self) -> list[int]:
+        if not self._usable:
+            raise NoInstances(f"nobody serves {self.endpoint.path}")
+        return list(self._usable)
+
+    # --- following discovery -------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        prefix = f"instances/{self.endpoint.path.replace('.', '/')}/"
+        while True:
+            try:
+                async for event in self.endpoint.runtime.discovery.watch(prefix):
+                    if isinstance(event, Put):
+                        self._put(event.key, event.value)
+                    elif isinstance(event, Deleted):
+                        self._forget(event.key)
+                    elif isinstance(event, Synced):
+                        self._synced.set()
+            except Exception:
+                _log.exception("following %s in discovery failed; trying again", prefix)
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    def _put(self, key: str, value: bytes) -> None:
+        try:
+            instance = _decode(value)
+        except msgspec.MsgspecError as error:
+            _log.warning("%s in discovery is ignored: %s", key, error)
+            return
+        if self._known.get(key) == instance and instance.instance_id in self._usable:
+            return
+        self._forget(key)
+        self._known[key] = instance
+        if instance.request_plane != self.endpoint.runtime.request_plane_name:
+            _log.warning(
+                "instance %x of %s is ignored: it uses the request plane %s, this process %s",
+                instance.instance_id, self.endpoint.path, instance.request_plane, self.endpoint.runtime.request_plane_name,
+            )  # fmt: skip
+            return
+        self._add(instance)
+        self._probe(instance)  # connects ahead of the first request, and its death will be noticed without one
+
+    def _forget(self, key: str) -> None:
+        instance = self._known.pop(key, None)
+        if instance is not None:
+            probe = self._probes.pop(instance.instance_id, None)
+            if probe is not None:
+                probe.cancel()
+            self._remove(instance.instance_id)
+
+    def _gone(self, address: str, endpoint: str) -> None:
+        if endpoint not in {"", self.endpoint.path}:
+            return
+        for instance in [instance for instance in self._usable.values() if instance.address == address]:
+            self._remove(instance.instance_id)
+            if not endpoint:
+                self._probe(instance)
+
+    def _probe(self, instance: Instance) -> None:
+        if self._watcher is not None and instance.instance_id not in self._probes:
+            self._probes[instance.instance_id] = asyncio.create_task(self._reach(instance))
+
+    async def _reach(self, instance: Instance) -> None:
+        attempt = 0
+        try:
+            while instance in self._known.values():
+                await asyncio.sleep(_PROBE_SECONDS[min(attempt, len(_PROBE_SECONDS) - 1)])
+                attempt += 1
+                try:
+                    await self._plane.connect(instance)
+                except DynamoError as error:
+                    _log.debug("instance %x of %s: %s", instance.instance_id, self.endpoint.path, error)
+                    self._remove(instance.instance_id)
+                else:
+                    self._add(instance)
+                    return
+        finally:
+            if self._probes.get(instance.instance_id) is asyncio.current_task():
+                del self._probes[instance.instance_id]
+
+    def _add(self, instance: Instance) -> None:
+        if instance.instance_id not in self._usable:
+            self._usable[instance.instance_id] = instance
+            self._changed.set()
+            for added in tuple(self._added):
+                added(instance)
+
+    def _remove(self, instance_id: int) -> None:
+        if self._usable.pop(instance_id, None) is not None:
+            for removed in tuple(self._removed):
+                removed(instance_id)

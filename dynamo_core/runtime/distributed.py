@@ -1,0 +1,173 @@
+"""The runtime of one process: its discovery store, its planes, what it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dynamo_core.contracts.discovery import Discovery
+from dynamo_core.contracts.planes import EventPlane, RequestPlane
+from dynamo_core.errors import StartupError
+from dynamo_core.runtime.client import Client
+from dynamo_core.runtime.component import Endpoint, Namespace, Served
+from dynamo_core.specs import PlaneContext
+
+if TYPE_CHECKING:
+    from dynamo_core.plugins import Compiled, Provider
+
+__all__ = ["DistributedRuntime"]
+
+_log = logging.getLogger(__name__)
+
+
+class DistributedRuntime:
+    """Discovery, request plane and event plane of a process.
+
+    Each is named (a provider among ``compiled``, else the plugin of that name is activated) or given as an object, which is how
+    several runtimes of one process share a store or a hub. The constructor does no I/O: the first of :meth:`start`,
+    :meth:`Endpoint.serve` and :meth:`Endpoint.client` starts everything. ``run_dir`` is a private folder for sockets, made and removed here if
+    not given. ``loop`` and a boolean ``request_plane`` are accepted for code written for Dynamo and mean nothing.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop | None = None,
+        discovery_backend: str | Discovery = "file",
+        request_plane: str | bool | RequestPlane = "tcp",
+        *,
+        event_plane: str | EventPlane = "zmq",
+        namespace: str = "dynamo",
+        run_dir: str | None = None,
+        compiled: Compiled | None = None,
+        file_kv: str | None = None,
+        grace: float = 30.0,
+    ) -> None:
+        del loop
+        self.instance_id = secrets.randbelow((1 << 53) - 1) + 1
+        self.default_namespace = namespace
+        self.grace = grace
+        """Seconds that running requests get to finish when the runtime shuts down."""
+        named = "tcp" if isinstance(request_plane, bool) else request_plane
+        self.request_plane_name = named if isinstance(named, str) else type(named).__name__
+        self.discovery: Discovery
+        self.request_plane: RequestPlane
+        self.event_plane: EventPlane
+        self.event_address = ""
+        """Where this process publishes its events; for ``Endpoint.serve(events=…)``."""
+        self._choices = (discovery_backend, named, event_plane)
+        self._compiled = compiled
+        self._file_kv = file_kv
+        self._run_dir = run_dir
+        self._own_run_dir: str | None = None
+        self._served: list[Served] = []
+        self._clients: list[Client] = []
+        self._starting: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+
+    # --- addresses -----------------------------------------------------------------------------------------------------------
+
+    def endpoint(self, path: str) -> Endpoint:
+        """``ns.comp.ep`` or ``dyn://ns.comp.ep``."""
+        return Endpoint(self, path)
+
+    def namespace(self, name: str) -> Namespace:
+        return Namespace(self, name)
+
+    # --- life ----------------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect discovery and make the planes. Calling it again waits for the first. Raises StartupError."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        await asyncio.shield(self._starting)
+
+    def shutdown(self) -> asyncio.Task[None]:
+        """Leave discovery, finish running requests within the grace time, close everything. May be awaited or not; again is the same."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop())
+        return self._stopping
+
+    async def __aenter__(self) -> DistributedRuntime:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.shutdown()
+
+    def adopt(self, served: Served) -> None:
+        self._served.append(served)
+
+    def release(self, served: Served) -> None:
+        if served in self._served:
+            self._served.remove(served)
+
+    def adopt_client(self, client: Client) -> None:
+        self._clients.append(client)
+
+    async def _start(self) -> None:
+        if self._run_dir is None:
+            self._run_dir = self._own_run_dir = await asyncio.to_thread(tempfile.mkdtemp, prefix="dynamo-")
+        else:
+            await asyncio.to_thread(_make_private, self._run_dir)
+        context = PlaneContext(namespace=self.default_namespace, run_dir=self._run_dir, instance_id=self.instance_id)
+        discovery, request_plane, event_plane = self._choices
+        self.discovery = self._made("discovery", discovery, context)
+        self.request_plane = self._made("request_planes", request_plane, context)
+        self.event_plane = self._made("event_planes", event_plane, context)
+        await self.discovery.start()
+        self.event_address = await self.event_plane.start()
+
+    def _made(self, kind: str, choice: Any, context: PlaneContext) -> Any:
+        if not isinstance(choice, str):
+            return choice
+        provider = self._provider(kind, choice)
+        config = provider.config
+        if kind == "discovery" and choice == "file" and self._file_kv is not None:
+            config = msgspec.structs.replace(config, path=self._file_kv)
+        factory: Callable[[Any, PlaneContext], Any] = provider.spec.factory
+        return factory(config, context)
+
+    def _provider(self, kind: str, name: str) -> Provider:
+        providers = getattr(self._compiled, kind) if self._compiled is not None else {}
+        if name not in providers:
+            from dynamo_core.plugins import activate
+
+            providers = getattr(activate((name,)), kind)
+        if name not in providers:
+            raise StartupError(f"plugin {name} provides no {kind.replace('_', ' ').removesuffix('s')}: name one that does")
+        provider: Provider = providers[name]
+        return provider
+
+    async def _stop(self) -> None:
+        if self._starting is None:
+            return
+        await asyncio.gather(self._starting, return_exceptions=True)
+        served = tuple(self._served)
+        for result in await asyncio.gather(*(one.leave() for one in served), return_exceptions=True):
+            if isinstance(result, BaseException):
+                _log.warning("leaving discovery failed; the lease will lapse: %s", result)
+        await asyncio.gather(*(one.close(self.grace) for one in served), return_exceptions=True)
+        await asyncio.gather(*(client.close() for client in self._clients), return_exceptions=True)
+        self._clients.clear()
+        for part in (getattr(self, name, None) for name in ("request_plane", "event_plane", "discovery")):
+            if part is not None:
+                with contextlib.suppress(OSError):
+                    await part.close()
+        if self._own_run_dir is not None:
+            await asyncio.to_thread(shutil.rmtree, self._own_run_dir, ignore_errors=True)
+
+
+def _make_private(path: str) -> None:
+    try:
+        Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"the run folder {path} cannot be made ({error.strerror}): set DYN_RUN_DIR to another") from None
