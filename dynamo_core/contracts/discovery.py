@@ -61,8 +61,8 @@ class Discovery(Protocol):
     def get_prefix(self, prefix: str) -> Awaitable[dict[str, bytes]]: ...
 
     def watch(self, prefix: str) -> AsyncIterator[DiscoveryEvent]:
-        """What is there, then :class:`Synced`, then every change; what vanished during an outage is told as :class:`Deleted`. A slow
-        watcher may be told only the latest change of a key. Cancel the iteration to end it."""
+        """What is there, then :class:`Synced`, then every change; what vanished during an outage is told as :class:`Deleted`. A
+        slow watcher may be told only the latest change of a key. Cancel the iteration to end it."""
 
     def close(self) -> Awaitable[None]:
         """Drop the lease and with it every key that was put."""

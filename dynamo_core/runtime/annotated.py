@@ -12,7 +12,9 @@ class Annotated:
 
     __slots__ = ("_comments", "_data", "_event", "_id")
 
-    def __init__(self, data: Any = None, *, id: str | None = None, event: str | None = None, comments: list[str] | None = None) -> None:
+    def __init__(
+        self, data: Any = None, *, id: str | None = None, event: str | None = None, comments: list[str] | None = None
+    ) -> None:
         self._data = data
         self._id = id
         self._event = event

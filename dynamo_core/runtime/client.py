@@ -57,7 +57,7 @@ class Client:
     def instance_ids(self) -> list[int]:
         return list(self._usable)
 
-    async def wait_for_instances(self, timeout: float | None = None) -> list[int]:
+    async def wait_for_instances(self, timeout: float | None = None) -> list[int]:  # noqa: ASYNC109  # Dynamo's name
         """Wait until somebody serves. Raises :class:`NoInstances` after ``timeout`` seconds."""
         try:
             async with asyncio.timeout(timeout):
@@ -76,8 +76,8 @@ class Client:
     def on_change(
         self, added: Callable[[Instance], None] | None = None, removed: Callable[[int], None] | None = None
     ) -> Callable[[], None]:
-        """``added`` is called at once with the instances of the moment. A changed record of a known instance is removed, then added.
-        Returns what unregisters both."""
+        """``added`` is called at once with the instances of the moment. A changed record of a known instance is removed,
+        then added. Returns what unregisters both."""
         if added is not None:
             self._added.append(added)
             for instance in self.instances():
@@ -148,7 +148,7 @@ class Client:
                         self._forget(event.key)
                     elif isinstance(event, Synced):
                         self._synced.set()
-            except Exception:
+            except Exception:  # noqa: BLE001  # a store's bug must not end the watch
                 _log.exception("following %s in discovery failed; trying again", prefix)
             await asyncio.sleep(_RETRY_SECONDS)
 

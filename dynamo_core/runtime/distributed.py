@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -33,9 +33,10 @@ class DistributedRuntime:
     """Discovery, request plane and event plane of a process.
 
     Each is named (a provider among ``compiled``, else the plugin of that name is activated) or given as an object, which is how
-    several runtimes of one process share a store or a hub. The constructor does no I/O: the first of :meth:`start`,
-    :meth:`Endpoint.serve` and :meth:`Endpoint.client` starts everything. ``run_dir`` is a private folder for sockets, made and removed here if
-    not given. ``loop`` and a boolean ``request_plane`` are accepted for code written for Dynamo and mean nothing.
+    several runtimes of one process share a store or a hub. The constructor does no I/O: the first of
+    :meth:`start`, :meth:`Endpoint.serve` and :meth:`Endpoint.client` starts everything. ``run_dir`` is a private folder for
+    sockets, made and removed here if not given. ``loop`` and a boolean ``request_plane`` are accepted for code written for Dynamo
+    and mean nothing.
     """
 
     def __init__(
@@ -91,12 +92,12 @@ class DistributedRuntime:
         await asyncio.shield(self._starting)
 
     def shutdown(self) -> asyncio.Task[None]:
-        """Leave discovery, finish running requests within the grace time, close everything. May be awaited or not; again is the same."""
+        """Leave discovery, finish running requests within the grace time, close everything. Awaiting it is optional."""
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop())
         return self._stopping
 
-    async def __aenter__(self) -> DistributedRuntime:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

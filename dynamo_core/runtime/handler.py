@@ -33,7 +33,12 @@ class GeneratorHandler:
         task = asyncio.create_task(self._run(request, context, sink))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        context.on_cancel(lambda killed: killed and task.cancel())
+
+        def cancelled(killed: bool) -> None:
+            if killed:
+                task.cancel()
+
+        context.on_cancel(cancelled)
 
     async def close(self) -> None:
         """Cancel what still runs."""
@@ -59,7 +64,7 @@ class GeneratorHandler:
                 sink.error(Cancelled(f"the handler of {self._endpoint} was cancelled"))
         except DynamoError as error:
             sink.error(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # a handler's bug is that request's failure
             _log.exception("the handler of %s failed; request %s", self._endpoint, context.id())
             sink.error(EngineError(f"the handler of {self._endpoint} raised {type(error).__name__}: {error}"))
         else:

@@ -1,7 +1,7 @@
 """Plugin ``file``: discovery in a folder that the processes of one host (or a shared file system) share.
 
-``[plugins.file] path``, ``DYN_FILE_KV`` or a folder of the user's own below the temporary folder. The death of a process on this host
-is noticed within about 0.3 s, elsewhere when its heartbeat is 10 s old.
+``[plugins.file] path``, ``DYN_FILE_KV`` or a folder of the user's own below the temporary folder. The death of a process on this
+host is noticed within about 0.3 s, elsewhere when its heartbeat is 10 s old.
 """
 
 from __future__ import annotations
@@ -75,9 +75,8 @@ class FileDiscovery:
     async def watch(self, prefix: str) -> AsyncIterator[DiscoveryEvent]:
         await self._scan()
         self._poke.set()
-        async with contextlib.aclosing(self._table.watch(prefix)) as events:
-            async for event in events:
-                yield event
+        async for event in self._table.watch(prefix):
+            yield event
 
     async def close(self) -> None:
         poller, self._poller = self._poller, None

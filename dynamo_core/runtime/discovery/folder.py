@@ -34,7 +34,7 @@ HEARTBEAT_SECONDS = 2.5
 LAPSE_SECONDS = 10.0
 """Without a heartbeat, of holders whose process this host cannot see."""
 _KEEP_SECONDS = 60.0
-"""A lapsed lease is ignored at once but removed only then: clocks of two hosts may differ, and its holder may have been paused."""
+"""A lapsed lease is ignored at once but removed only then: clocks of two hosts may differ, and holders may be paused."""
 _RACY_NS = 100_000_000
 """A folder that changed this recently may change again within one tick of the file system's clock: it is read again."""
 _LEASE = ".lease"
@@ -74,7 +74,7 @@ class Folder:
             self._make_lease()
         except OSError as error:
             reason = error.strerror or str(error)
-            raise StartupError(f"the discovery folder {self._root} cannot be used ({reason}): set DYN_FILE_KV to another") from None
+            raise StartupError(f"the discovery folder {self._root} cannot be used ({reason}): set DYN_FILE_KV") from None
 
     def put(self, key: str, value: bytes) -> None:
         _file_name(key)
@@ -203,4 +203,4 @@ def _file_name(key: str) -> str:
 def _check_private(root: Path) -> None:
     status = root.lstat()
     if root.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise StartupError(f"the discovery folder {root} belongs to somebody else or others may write to it: set DYN_FILE_KV to another")
+        raise StartupError(f"the discovery folder {root} is not private to this user: set DYN_FILE_KV to one that is")

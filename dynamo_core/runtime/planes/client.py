@@ -152,7 +152,7 @@ class ClientConnection(Connection):
                     items = message.items
                     try:
                         stream.receiver.on_items(items)
-                    except Exception:
+                    except Exception:  # noqa: BLE001  # one receiver's bug must not reach the others
                         self._blame(stream)
                     stream.taken = taken = stream.taken + len(items)
                     if taken >= _GRANT:
@@ -175,8 +175,7 @@ class ClientConnection(Connection):
             self._part(message)
         elif isinstance(message, Hello):
             if message.version != VERSION:
-                text = f"{self.address} speaks version {message.version} of the request plane, this process {VERSION}: update the older"
-                self.fail(CannotConnect(text))
+                self.fail(CannotConnect(f"{self.address} speaks request plane version {message.version}, this process {VERSION}"))
                 self.abort()
         elif isinstance(message, Pong):
             ping = self._pings.get(message.token)
@@ -214,12 +213,12 @@ class ClientConnection(Connection):
 def _tell_end(receiver: StreamReceiver) -> None:
     try:
         receiver.on_end()
-    except Exception:
+    except Exception:  # noqa: BLE001  # one receiver's bug must not reach the others
         _log.exception("a stream's receiver failed")
 
 
 def _tell_error(receiver: StreamReceiver, error: DynamoError) -> None:
     try:
         receiver.on_error(error)
-    except Exception:
+    except Exception:  # noqa: BLE001  # one receiver's bug must not reach the others
         _log.exception("a stream's receiver failed")

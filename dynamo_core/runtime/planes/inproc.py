@@ -1,7 +1,7 @@
 """Plugin ``inproc``: request and event plane within one process.
 
-The request plane speaks the same frames as ``tcp`` over a pair of buffers, so that credit, cancellation, encoding and order are the
-same. Runtimes of one process see each other when they are given planes of one :class:`InprocHub`.
+The request plane speaks the same frames as ``tcp`` over a pair of buffers, so that credit, cancellation, encoding and order
+are the same. Runtimes of one process see each other when they are given planes of one :class:`InprocHub`.
 """
 
 from __future__ import annotations

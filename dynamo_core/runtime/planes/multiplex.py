@@ -135,5 +135,5 @@ class MultiplexPlane(ABC):
         for watcher in tuple(self._watchers):
             try:
                 watcher(connection.address, endpoint)
-            except Exception:
+            except Exception:  # noqa: BLE001  # the streams' receivers must still hear
                 _log.exception("a watcher of connections failed")

@@ -227,9 +227,7 @@ class ServerConnection(Connection):
         if refusal is not None or registration is None:
             self.send(error_message(message.stream, refusal or CannotConnect("refused")))
             return
-        context = Context(
-            message.request_id, message.metadata, deadline=message.deadline, trace_headers=message.trace_headers
-        )
+        context = Context(message.request_id, message.metadata, deadline=message.deadline, trace_headers=message.trace_headers)
         stream = ServerStream(self, message.stream, context, registration)
         self.streams[message.stream] = stream
         registration.running += 1
@@ -237,7 +235,7 @@ class ServerConnection(Connection):
             registration.handler(message.request, context, stream)
         except DynamoError as error:
             stream.error(error)
-        except Exception:
+        except Exception:  # noqa: BLE001  # a handler's bug is that request's failure
             _log.exception("the handler of %s failed; request %s", message.endpoint, message.request_id)
             stream.error(EngineError(f"the handler of {message.endpoint} failed"))
 
@@ -275,6 +273,7 @@ class ServerConnection(Connection):
             stream.kill()
 
     def _lost(self, error: Exception | None) -> None:
+        del error
         self._connections.discard(self)
         for stream in tuple(self.streams.values()):
             stream.kill()

@@ -1,7 +1,7 @@
 """Plugin ``tcp``: the request plane over Unix sockets on one host, or over TCP between hosts.
 
-The listener is a Unix socket in the run folder unless ``DYN_TCP_RPC_HOST`` or ``[plugins.tcp] host`` names an address. TCP carries no
-authentication: it belongs on a network that only the deployment's own machines reach.
+The listener is a Unix socket in the run folder unless ``DYN_TCP_RPC_HOST`` or ``[plugins.tcp] host`` names an address. TCP
+carries no authentication: it belongs on a network that only the deployment's own machines reach.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class TcpPlane(MultiplexPlane):
             self._server = await asyncio.get_running_loop().create_unix_server(accept, sock=listener, backlog=_BACKLOG)
         except OSError as error:
             listener.close()
-            raise StartupError(f"cannot listen on {path}: {error.strerror or error}; choose another folder by DYN_RUN_DIR") from None
+            reason = error.strerror or str(error)
+            raise StartupError(f"cannot listen on {path}: {reason}; set DYN_RUN_DIR to another folder") from None
         self._path = path
         return f"unix:{path}"
 

@@ -1,8 +1,8 @@
 """Plugin ``zmq``: the event plane over ZeroMQ, a publisher socket a process.
 
-``ipc://`` in the run folder unless ``DYN_ZMQ_EVENT_HOST`` or ``[plugins.zmq] host`` names an address. A message is three frames: topic,
-a little-endian ``u64`` that counts the publisher's messages of that topic from 0, payload. A subscriber that sees a gap in the count
-(messages dropped, published before it connected, or by an earlier publisher on the address) is told by ``on_lost``.
+``ipc://`` in the run folder unless ``DYN_ZMQ_EVENT_HOST`` or ``[plugins.zmq] host`` names an address. A message is three frames:
+topic, a little-endian ``u64`` that counts the publisher's messages of that topic from 0, payload. A subscriber that sees a gap in
+the count (messages dropped, published before it connected, or by an earlier publisher on the address) is told by ``on_lost``.
 """
 
 from __future__ import annotations
@@ -66,11 +66,12 @@ class ZmqEvents:
             publisher.bind(wanted)
         except zmq.ZMQError as error:
             publisher.close()
-            raise StartupError(f"cannot publish events on {wanted}: {error.strerror}; change DYN_ZMQ_EVENT_HOST or DYN_RUN_DIR") from None
+            text = f"cannot publish events on {wanted}: {error.strerror}; change DYN_ZMQ_EVENT_HOST or DYN_RUN_DIR"
+            raise StartupError(text) from None
         self._publisher = publisher
         self._address = publisher.getsockopt_string(zmq.LAST_ENDPOINT)
         if wanted.startswith("ipc://"):
-            Path(wanted.removeprefix("ipc://")).chmod(0o600)
+            await asyncio.to_thread(Path(wanted.removeprefix("ipc://")).chmod, 0o600)
         return self._address
 
     def publish(self, topic: str, payload: bytes) -> None:
@@ -98,7 +99,7 @@ class ZmqEvents:
             self._publisher.close()
             self._publisher = None
             with contextlib.suppress(OSError):
-                Path(self._address.removeprefix("ipc://")).unlink()
+                await asyncio.to_thread(Path(self._address.removeprefix("ipc://")).unlink)
         if self._context is not None:
             self._context.term()
             self._context = None
@@ -116,7 +117,9 @@ class ZmqEvents:
 
 
 class _Subscription:
-    def __init__(self, source: _Source, topic: str, callback: Callable[[bytes], None], on_lost: Callable[[], None] | None) -> None:
+    def __init__(
+        self, source: _Source, topic: str, callback: Callable[[bytes], None], on_lost: Callable[[], None] | None
+    ) -> None:
         self._source = source
         self.topic = topic
         self.callback = callback
@@ -129,7 +132,7 @@ class _Subscription:
             if count != expected and self.on_lost is not None:
                 self.on_lost()
             self.callback(payload)
-        except Exception:
+        except Exception:  # noqa: BLE001  # one subscriber's bug must not reach the others
             _log.exception("a subscriber of topic %s failed", self.topic)
 
     def close(self) -> None:
@@ -148,7 +151,7 @@ class _Source:
         socket.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         socket.connect(address)
-        self._descriptor: int = socket.getsockopt(zmq.FD)
+        self._descriptor = int(socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._descriptor, self._read)
 
     def subscribe(self, topic: str, callback: Callable[[bytes], None], on_lost: Callable[[], None] | None) -> _Subscription:
