@@ -1,0 +1,196 @@
+"""What runs inside a worker or frontend process, started by ``dynamo serve`` or by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import uvloop
+
+from dynamo_core.config import Resolved
+from dynamo_core.errors import StartupError
+from dynamo_core.supervisor.control import Control, ForegroundControl, SupervisedControl
+from dynamo_core.supervisor.logs import configure_logs
+from dynamo_core.supervisor.order import Order
+from dynamo_core.supervisor.port import listening_socket, reserve_port
+from dynamo_core.supervisor.preflight import activate_for, check_model
+from dynamo_core.supervisor.status import FrontendReport, ModelStatus, WorkerLoad, WorkerReport, WorkerStatus
+
+if TYPE_CHECKING:
+    from dynamo_core.runtime import DistributedRuntime
+    from dynamo_core.serving.manager import ModelManager
+    from dynamo_core.serving.worker import EngineWorker
+
+__all__ = ["run_in_foreground", "run_order"]
+
+_log = logging.getLogger(__name__)
+
+
+def run_order(order_path: str, control_fd: int) -> int:
+    """A supervised process, from its order to its exit code."""
+    order = msgspec.json.decode(Path(order_path).read_bytes(), type=Order)
+    configure_logs(order.settings.log, json_lines=order.settings.log_jsonl, process=order.name)
+
+    async def run() -> int:
+        control = SupervisedControl(control_fd)
+        await control.start()
+        try:
+            return await _run(order, control, supervised=True)
+        except StartupError as error:
+            if error.__cause__ is not None:
+                _log.error("%s", error.message, exc_info=error.__cause__ if _log.isEnabledFor(logging.DEBUG) else None)
+            control.failed(error.message, explained=error.__cause__ is not None)
+            return 2
+        finally:
+            await control.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run())
+
+
+def run_in_foreground(order: Order) -> int:
+    """A process of its own, in the user's terminal. Raises :class:`StartupError`."""
+    configure_logs(order.settings.log, json_lines=order.settings.log_jsonl, process=order.name)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(order, ForegroundControl(order.name), supervised=False))
+
+
+async def _run(order: Order, control: Control, *, supervised: bool) -> int:
+    if order.kind == "worker":
+        return await _run_worker(order, control)
+    return await _run_frontend(order, control, supervised=supervised)
+
+
+# --- worker ------------------------------------------------------------------------------------------------------------------
+
+
+async def _run_worker(order: Order, control: Control) -> int:
+    from dynamo_core.runtime import DistributedRuntime
+    from dynamo_core.serving.worker import EngineWorker
+
+    settings = order.settings
+    stop = _stop_on_signal()
+    compiled = activate_for(_resolved(order), "worker")
+    if settings.engine is None:
+        raise StartupError("No engine was named: add --engine NAME; `dynamo plugins list` shows what is installed.")
+    provider = compiled.engine(settings.engine)
+    check_model(settings)
+    runtime = DistributedRuntime(
+        None,
+        settings.discovery_backend,
+        settings.request_plane,
+        event_plane=settings.event_plane,
+        namespace=settings.namespace,
+        run_dir=settings.run_dir,
+        compiled=compiled,
+        file_kv=settings.file_kv,
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(runtime.shutdown)
+        await runtime.start()
+        stack.push_async_callback(compiled.shutdown, "worker")
+        await compiled.startup("worker")
+        worker = EngineWorker(runtime, provider, settings, name=order.name, cpu_cores=order.cpu_cores)
+        stack.push_async_callback(worker.stop)
+        control.stage(f"starting engine {provider.spec.name}")
+        if not await _start(worker, stop):
+            return 0
+        control.ready(_worker_facts(worker, runtime), lambda: _worker_facts(worker, runtime))
+        return await _until_over(worker, stop)
+
+
+async def _start(worker: EngineWorker, stop: asyncio.Event) -> bool:
+    """True once it serves; False when a signal came first."""
+    starting = asyncio.create_task(worker.start())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return False
+    starting.result()
+    return True
+
+
+async def _until_over(worker: EngineWorker, stop: asyncio.Event) -> int:
+    stopping = asyncio.create_task(stop.wait())
+    over: set[asyncio.Future[Any]] = {stopping, worker.fatal}
+    await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if worker.fatal.done():
+        _log.error("the engine died: %s", worker.fatal.result())
+        return 1
+    return 0
+
+
+def _worker_facts(worker: EngineWorker, runtime: DistributedRuntime) -> WorkerReport:
+    return WorkerReport(id=runtime.instance_id, model=worker.card.name if worker.card else "")
+
+
+# --- frontend ----------------------------------------------------------------------------------------------------------------
+
+
+async def _run_frontend(order: Order, control: Control, *, supervised: bool) -> int:
+    from dynamo_core.http.frontend import run_frontend
+
+    settings = order.settings
+    compiled = activate_for(_resolved(order), "frontend")
+    host, port = settings.http_host, settings.http_port
+    if not supervised:
+        reservation = reserve_port(host, port)
+        port = reservation.port
+        reservation.close()
+    sock = listening_socket(host, port, backlog=settings.http_backlog, shared=supervised)
+
+    def ready(manager: ModelManager) -> None:
+        control.ready(FrontendReport(), lambda: _frontend_report(manager))
+
+    return await run_frontend(settings, compiled, name=order.name, sock=sock, on_ready=ready)
+
+
+def _frontend_report(manager: ModelManager) -> FrontendReport:
+    models = manager.models()
+    return FrontendReport(
+        models=tuple(
+            ModelStatus(
+                name=model.name,
+                engine=next((view.card.engine for view in model.workers.values()), model.card.engine),
+                workers=len(model.workers),
+            )
+            for model in models
+        ),
+        workers=tuple(
+            WorkerStatus(id=view.id, model=model.name, load=WorkerLoad.of(view.load), inflight=view.inflight)
+            for model in models
+            for view in model.workers.values()
+        ),
+    )
+
+
+# --- both --------------------------------------------------------------------------------------------------------------------
+
+
+def _resolved(order: Order) -> Resolved:
+    return Resolved(order.settings, {}, order.plugin_tables, order.source)
+
+
+def _stop_on_signal() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; the second ends the process on the spot."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            sys.stderr.flush()
+            signal.raise_signal(signal.SIGKILL)
+        stop.set()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, on_signal)
+    return stop

@@ -1,0 +1,143 @@
+"""The process tree of one run: all up, all watched, all down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from dynamo_core.supervisor.admin import AdminServer
+from dynamo_core.supervisor.back_off import BackOff
+from dynamo_core.supervisor.log_stream import LogStream
+from dynamo_core.supervisor.process import Process, ProcessPlan, ProcessState
+from dynamo_core.supervisor.progress import Progress
+from dynamo_core.supervisor.run_state import RunFolder, RunState
+from dynamo_core.supervisor.status import FrontendReport, RunStatus, ask_all, run_status
+
+__all__ = ["Supervisor"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AFTER_GRACE = 5.0
+"""Seconds that a process gets beyond the grace time of its requests, to free its engine."""
+_POLL = 0.05
+"""Seconds between looks at what frontends have discovered, before the run is ready."""
+
+
+class Supervisor:
+    """Makes the processes of ``plans`` and keeps them. One :meth:`run` for each object, in the main thread."""
+
+    def __init__(
+        self,
+        plans: Sequence[ProcessPlan],
+        *,
+        folder: RunFolder,
+        state: RunState,
+        log: LogStream,
+        progress: Progress,
+        grace: float,
+        announce: Callable[[RunStatus], None],
+        back_off: Callable[[], BackOff] = BackOff,
+    ) -> None:
+        self._folder = folder
+        self._state = state
+        self._log = log
+        self._progress = progress
+        self._grace = grace
+        self._announce = announce
+        self._stop = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._ready = False
+        self._forced = False
+        self._lifeline, self._lifeline_end = os.pipe()  # our end closes when we end, however that happens
+        self._processes = [
+            Process(plan, lifeline_fd=self._lifeline, log=log, on_change=self._note_change, back_off=back_off()) for plan in plans
+        ]
+
+    async def run(self) -> int:
+        """Until a signal: 0, or 130 when a second one cut it short. Raises :class:`ChildStartError` when all are down."""
+        loop = asyncio.get_running_loop()
+        for signum in _SIGNALS:
+            loop.add_signal_handler(signum, self._on_signal)
+        admin = AdminServer(self._processes, self._status)
+        await admin.start(self._folder.path / "admin.sock")
+        self._folder.publish(self._state)
+        lives = [asyncio.create_task(process.run(), name=process.name) for process in self._processes]
+        opening = asyncio.create_task(self._open(), name="open")
+        stopping = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            await self._watch(lives, opening, stopping)
+        finally:
+            opening.cancel()
+            stopping.cancel()
+            await self._end(lives)
+            await admin.close()
+            await asyncio.gather(opening, stopping, return_exceptions=True)
+            for signum in _SIGNALS:
+                loop.remove_signal_handler(signum)
+            os.close(self._lifeline)
+            os.close(self._lifeline_end)
+        return 130 if self._forced else 0
+
+    async def _watch(self, lives: list[asyncio.Task[None]], opening: asyncio.Task[None], stopping: asyncio.Task[bool]) -> None:
+        pending: set[asyncio.Task[None] | asyncio.Task[bool]] = {*lives, opening, stopping}
+        while not self._stop.is_set():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+
+    async def _open(self) -> None:
+        """Ready means: every process is, and every frontend can route to every worker."""
+        while not await self._all_ready():
+            self._progress.tick()
+        self._ready = True
+        self._progress.finish()
+        self._announce(await self._status())
+
+    async def _all_ready(self) -> bool:
+        if any(process.state is not ProcessState.READY for process in self._processes):
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._changed.wait()
+            return False
+        wanted = {process.facts["id"] for process in self._processes if process.kind == "worker"}
+        answers = await ask_all(self._of_kind("frontend"), "status")
+        for answer in answers.values():
+            if not isinstance(answer, dict) or wanted - {w.id for w in msgspec.convert(answer, FrontendReport).workers}:
+                await asyncio.sleep(_POLL)
+                return False
+        return True
+
+    async def _end(self, lives: list[asyncio.Task[None]]) -> None:
+        """Frontends first: their running requests need the workers."""
+        self._progress.finish()
+        grace = self._grace + _AFTER_GRACE
+        if self._ready:
+            await asyncio.gather(*(process.stop(grace) for process in self._of_kind("frontend")))
+        await asyncio.gather(*(process.stop(grace) for process in self._processes))
+        await asyncio.gather(*lives, return_exceptions=True)
+
+    def _of_kind(self, kind: str) -> list[Process]:
+        return [process for process in self._processes if process.kind == kind]
+
+    async def _status(self) -> RunStatus:
+        return await run_status(self._processes, pid=self._state.pid, url=self._state.url, started=self._state.started)
+
+    def _note_change(self, process: Process) -> None:
+        self._progress.changed(process)
+        self._changed.set()
+
+    def _on_signal(self) -> None:
+        if not self._stop.is_set():
+            self._log.feed(
+                "supervisor", f"stopping: running requests get {self._grace:g} s; Ctrl-C again ends at once\n".encode()
+            )
+            self._stop.set()
+            return
+        self._forced = True
+        for process in self._processes:
+            process.kill()
