@@ -12,7 +12,7 @@ from dynamo_core.plugins.faults import Faults
 from dynamo_core.plugins.hooks import blame
 from dynamo_core.plugins.installed import PluginInfo
 from dynamo_core.plugins.lifecycle import Lifecycle
-from dynamo_core.plugins.names import canonical_name, suggestion
+from dynamo_core.plugins.names import canonical_name, nearest_name, suggestion
 from dynamo_core.plugins.observers import Observe, Observer, observation
 from dynamo_core.plugins.providers import Provider
 from dynamo_core.specs import HttpSpec, MetricsContext
@@ -65,13 +65,13 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return self._find("router", self.routers, name)
 
     def discovery_store(self, name: str) -> Provider:
-        return self._find("discovery", self.discovery, name)
+        return self._find("discovery store", self.discovery, name)
 
     def request_plane(self, name: str) -> Provider:
-        return self._find("request-plane", self.request_planes, name)
+        return self._find("request plane", self.request_planes, name)
 
     def event_plane(self, name: str) -> Provider:
-        return self._find("event-plane", self.event_planes, name)
+        return self._find("event plane", self.event_planes, name)
 
     def command(self, name: str) -> Provider:
         return self._find("command", self.commands, name)
@@ -105,16 +105,18 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         canonical = canonical_name(name)
         provider = providers.get(name) or providers.get(canonical)
         if provider is None:
-            raise PluginError(_why_missing(kind.replace("-", " "), canonical, providers, self))
+            raise PluginError(_why_missing(kind, canonical, providers, self))
         return provider
 
 
 def _why_missing(kind: str, name: str, providers: Collection[str], compiled: Compiled) -> str:
     if name in compiled.blocked:
         return f"{kind} {name!r} is left out by --no-plugin {name}: drop that, or name another {kind}."
-    if any(info.name == name for info in compiled.plugins):
+    active = {info.name for info in compiled.plugins}
+    if name in active:
         return f"plugin {name!r} provides no {kind}; {suggestion(name, providers, what=f'active {kind} providers')}"
     if name in compiled.installed:
         return f"{kind} {name!r} is not active: add --plugin {name}."
-    known = {*providers, *compiled.installed}
+    # An active plugin without such a provider cannot be what was meant; an inactive one may.
+    known = providers if nearest_name(name, providers) else {*providers, *compiled.installed.keys() - active}
     return f"{kind} {name!r} is unknown: {suggestion(name, known, what='installed plugins')}"
