@@ -4,7 +4,9 @@ from dynamo_core.contracts.context import Context
 from dynamo_core.runtime.annotated import Annotated
 from dynamo_core.runtime.client import Client
 from dynamo_core.runtime.component import Component, Endpoint, Namespace, Served, parse_endpoint
+from dynamo_core.runtime.decorator import dynamo_endpoint, dynamo_worker
 from dynamo_core.runtime.distributed import DistributedRuntime
+from dynamo_core.runtime.logging import configure_dynamo_logging
 from dynamo_core.runtime.response import ResponseStream
 
 __all__ = [
@@ -17,5 +19,8 @@ __all__ = [
     "Namespace",
     "ResponseStream",
     "Served",
+    "configure_dynamo_logging",
+    "dynamo_endpoint",
+    "dynamo_worker",
     "parse_endpoint",
 ]

@@ -1,0 +1,133 @@
+"""Log lines of a process: levels and module filters as ``DYN_LOG`` spells them, readable or as JSON lines."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, TextIO
+
+import msgspec
+
+from dynamo_core.errors import ConfigError
+
+__all__ = ["TRACE", "LogSpec", "configure_dynamo_logging", "parse_log_spec"]
+
+TRACE = 5
+_OFF = logging.CRITICAL + 10
+_LEVELS = {
+    "off": _OFF, "critical": logging.CRITICAL, "error": logging.ERROR, "warn": logging.WARNING, "warning": logging.WARNING,
+    "info": logging.INFO, "debug": logging.DEBUG, "trace": TRACE,
+}  # fmt: skip
+_NAMES = {
+    logging.CRITICAL: "ERROR",
+    logging.ERROR: "ERROR",
+    logging.WARNING: "WARN",
+    logging.INFO: "INFO",
+    logging.DEBUG: "DEBUG",
+}
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
+"""What every record has; the rest was given as ``extra``."""
+
+
+class LogSpec(NamedTuple):
+    level: int
+    modules: Mapping[str, int]
+
+
+def parse_log_spec(spec: str) -> LogSpec:
+    """``info,dynamo_core.runtime=debug``: the level of all, then those of modules. Raises ConfigError."""
+    level, modules = logging.INFO, {}
+    for part in filter(None, (part.strip() for part in spec.split(","))):
+        module, equals, name = (text.strip() for text in part.rpartition("="))
+        if name.lower() not in _LEVELS or (equals and not module):
+            raise ConfigError(
+                f"{part!r} in the log setting {spec!r} is no level: write error, warn, info, debug, trace or module=level"
+            )
+        if equals:
+            modules[module.replace("::", ".")] = _LEVELS[name.lower()]
+        else:
+            level = _LEVELS[name.lower()]
+    return LogSpec(level, modules)
+
+
+def configure_dynamo_logging(
+    spec: str | None = None, *, jsonl: bool | None = None, process: str = "", stream: TextIO | None = None
+) -> None:
+    """Send what is logged in this process to ``stream`` (stderr), each line with the name of the process.
+
+    ``None``: ``DYN_LOG`` and ``DYN_LOGGING_JSONL``. Replaces what was configured before. Raises ConfigError.
+    """
+    wanted = parse_log_spec(os.environ.get("DYN_LOG", "info") if spec is None else spec)
+    if jsonl is None:
+        jsonl = os.environ.get("DYN_LOGGING_JSONL", "").lower() in {"1", "true", "yes", "on"}
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(_JsonLines(process) if jsonl else _Readable(process))
+    logging.addLevelName(TRACE, "TRACE")
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(wanted.level)
+    for logger in logging.Logger.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.setLevel(logging.NOTSET)  # of an earlier configuration
+    for module, level in wanted.modules.items():
+        logging.getLogger(module).setLevel(level)
+    logging.captureWarnings(capture=True)
+
+
+def _level_name(record: logging.LogRecord) -> str:
+    return "TRACE" if record.levelno <= TRACE else _NAMES.get(record.levelno, record.levelname)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _extras(record: logging.LogRecord) -> dict[str, Any]:
+    return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+
+
+class _Readable(logging.Formatter):
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = f"{process} " if process else ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{_time(record)} {_level_name(record):5} {self._process}{record.name}: {record.getMessage()}"
+        for key, value in _extras(record).items():
+            line += f" {key}={value}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        if not self._process or "\n" not in line:
+            return line
+        # Lines of several processes are mixed in one stream: each says whose it is.
+        return line.replace("\n", f"\n{self._process}| ")
+
+
+class _JsonLines(logging.Formatter):
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+        self._encode = msgspec.json.Encoder(enc_hook=str).encode
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": _time(record),
+            "level": _level_name(record),
+            "process": self._process,
+            "target": record.name,
+            "message": record.getMessage(),
+        }
+        line.update({key: value for key, value in _extras(record).items() if key not in line})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        try:
+            return self._encode(line).decode()
+        except (TypeError, ValueError, RecursionError):  # keys or text that JSON lacks
+            return self._encode({key: _plain(value) for key, value in line.items()}).decode()
+
+
+def _plain(value: Any) -> str:
+    return str(value).encode("utf-8", "backslashreplace").decode()
