@@ -8,6 +8,8 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from dynamo_core.contracts.context import Context
+from dynamo_core.errors import InvalidRequest
 from dynamo_core.runtime.distributed import DistributedRuntime
 
 __all__ = ["dynamo_endpoint", "dynamo_worker"]
@@ -40,15 +42,17 @@ def dynamo_worker(static: bool = False) -> Callable[[Callable[..., Awaitable[Any
 def dynamo_endpoint(
     request_type: Any, response_type: Any
 ) -> Callable[[Callable[..., AsyncIterator[Any]]], Callable[..., AsyncIterator[Any]]]:
-    """Parse the request (the last of one or two positional arguments) where ``request_type`` is a pydantic model: text as JSON, a
-    mapping as fields. What does not fit is a ValueError at the first item. ``response_type`` documents, it is not checked."""
+    """Parse the request (the last positional argument, or the one before the context) where ``request_type`` is a pydantic model:
+    text as JSON, a mapping as fields. What does not fit is a ValueError, to remote clients an InvalidRequest, at the first item.
+    ``response_type`` documents; it is not checked."""
     del response_type
 
     def decorate(handler: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
         @functools.wraps(handler)
         async def wrapped(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            if len(args) in {1, 2}:
-                args = (*args[:-1], _parsed(request_type, args[-1]))
+            place = len(args) - (2 if args and isinstance(args[-1], Context) else 1)
+            if place >= 0:
+                args = (*args[:place], _parsed(request_type, args[place]), *args[place + 1 :])
             async for item in handler(*args, **kwargs):
                 yield _dumped(item)
 
@@ -57,12 +61,19 @@ def dynamo_endpoint(
     return decorate
 
 
+class _MisfitError(InvalidRequest, ValueError):
+    pass
+
+
 def _parsed(kind: Any, request: Any) -> Any:
     """pydantic's own validation; recognised by its methods, so that pydantic need not be installed."""
-    if isinstance(request, (str, bytes)) and hasattr(kind, "model_validate_json"):
-        return kind.model_validate_json(request)
-    if isinstance(request, dict) and hasattr(kind, "model_validate"):
-        return kind.model_validate(request)
+    try:
+        if isinstance(request, (str, bytes)) and hasattr(kind, "model_validate_json"):
+            return kind.model_validate_json(request)
+        if isinstance(request, dict) and hasattr(kind, "model_validate"):
+            return kind.model_validate(request)
+    except ValueError as error:
+        raise _MisfitError(str(error)) from None
     return request
 
 

@@ -63,18 +63,25 @@ def configure_dynamo_logging(
     wanted = parse_log_spec(os.environ.get("DYN_LOG", "info") if spec is None else spec)
     if jsonl is None:
         jsonl = os.environ.get("DYN_LOGGING_JSONL", "").lower() in {"1", "true", "yes", "on"}
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _Handler(stream or sys.stderr, tuple(wanted.modules))
     handler.setFormatter(_JsonLines(process) if jsonl else _Readable(process))
     logging.addLevelName(TRACE, "TRACE")
     root = logging.getLogger()
+    for earlier in root.handlers:
+        for module in earlier.modules if isinstance(earlier, _Handler) else ():
+            logging.getLogger(module).setLevel(logging.NOTSET)
     root.handlers[:] = [handler]
     root.setLevel(wanted.level)
-    for logger in logging.Logger.manager.loggerDict.values():
-        if isinstance(logger, logging.Logger):
-            logger.setLevel(logging.NOTSET)  # of an earlier configuration
     for module, level in wanted.modules.items():
         logging.getLogger(module).setLevel(level)
     logging.captureWarnings(capture=True)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    def __init__(self, stream: TextIO, modules: tuple[str, ...]) -> None:
+        super().__init__(stream)
+        self.modules = modules
+        """Whose levels this configuration has set."""
 
 
 def _level_name(record: logging.LogRecord) -> str:

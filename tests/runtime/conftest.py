@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,12 +74,14 @@ class Pair:
     def instance(self, endpoint: str = "generate", instance_id: int = 7) -> Instance:
         return Instance(instance_id=instance_id, namespace="test", component="backend", endpoint=endpoint, address=self.address)
 
-    def receiver(self) -> Receiver:
-        return Receiver()
-
     def open(self, request: Any, context: Context | None = None, endpoint: str = "generate") -> tuple[Any, Receiver]:
         receiver = Receiver()
         return self.client.open(self.instance(endpoint), request, context or Context(), receiver), receiver
+
+
+@pytest.fixture
+def new_receiver() -> type[Receiver]:
+    return Receiver
 
 
 @pytest.fixture
@@ -106,4 +107,3 @@ async def pair(request: pytest.FixtureRequest, folder: str) -> AsyncIterator[Pai
     yield Pair(server, client)
     await client.close()
     await server.close()
-    assert not [entry for entry in Path(folder).iterdir() if entry.suffix == ".sock"]

@@ -182,9 +182,9 @@ async def test_an_address_of_another_kind_is_cannot_connect(pair: Any) -> None:
             await pair.open([1])[1].result()
 
 
-async def test_another_process_at_the_address_is_not_mistaken_for_the_instance(pair: Any) -> None:
+async def test_another_process_at_the_address_is_not_mistaken_for_the_instance(pair: Any, new_receiver: Any) -> None:
     await pair.serve(echo)
-    receiver = pair.receiver()
+    receiver = new_receiver()
     pair.client.open(pair.instance(instance_id=99), [1], Context(), receiver)
     with pytest.raises(CannotConnect):
         await receiver.result()
@@ -281,12 +281,12 @@ async def test_a_lost_client_kills_its_requests(pair: Any) -> None:
     await asyncio.wait_for(server.sinks[0].ready(), 5)
 
 
-async def test_a_handler_that_passes_its_context_on_links_the_two(pair: Any) -> None:
+async def test_a_handler_that_passes_its_context_on_links_the_two(pair: Any, new_receiver: Any) -> None:
     backend = Server()
     await pair.serve(backend, "backend")
 
     def middle(request: Any, context: Context, sink: Any) -> None:
-        pair.client.open(pair.instance("backend"), request, context, pair.receiver())
+        pair.client.open(pair.instance("backend"), request, context, new_receiver())
 
     await pair.serve(middle, "middle")
     context = Context()
