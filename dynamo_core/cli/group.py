@@ -63,7 +63,9 @@ class LazyGroup(click.Group):
     epilog="`dynamo COMMAND --help` explains a command. Settings also come from DYN_* variables and dynamo.toml.",
 )
 @click.version_option(__version__, prog_name="dynamo", message="%(prog)s %(version)s")
-@click.option("--plugin", "plugins", multiple=True, metavar="NAME", help="Plugin whose commands to add; repeatable.")
+@click.option(
+    "--plugin", "plugins", multiple=True, is_eager=True, metavar="NAME", help="Plugin whose commands to add; repeatable."
+)
 def root(plugins: tuple[str, ...]) -> None:
     """Serve large language models, with everything a plugin."""
     del plugins  # read from the context where commands are looked up

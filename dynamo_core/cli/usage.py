@@ -25,6 +25,9 @@ def usage_sentence(error: click.UsageError) -> str:
         return f"`{path}` has no option {name}: {hint}"
     text = error.format_message().rstrip(".").replace("\n", " ")
     text = text[:1].lower() + text[1:]
+    head, _, match = text.partition(" Did you mean ")
+    if match:
+        return f"`{path}`: {head.rstrip('.')}: did you mean {match}"
     return f"`{path}`: {text}; `{path} --help` explains."
 
 

@@ -105,9 +105,9 @@ class RunFolder:
 
 
 def find_runs(run_dir: str | None = None, environ: Mapping[str, str] = os.environ) -> list[RunState]:
-    """Every living run of this user, the oldest first."""
-    runs = [state for base in run_bases(run_dir, environ) for state in _living(base)]
-    return sorted(runs, key=lambda state: state.started)
+    """Every living run of this user, the oldest first. Looks where :meth:`RunFolder.create` would make a folder."""
+    bases = [base for base in run_bases(run_dir, environ) if _is_short(base)]
+    return sorted(_living(bases[0]), key=lambda state: state.started) if bases else []
 
 
 def _living(base: Path) -> Iterator[RunState]:
@@ -133,10 +133,14 @@ def _sweep(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _is_short(base: Path) -> bool:
+    return len(os.fsencode(base)) + _ROOM_FOR_NAMES <= SOCKET_PATH_LIMIT
+
+
 def _usable_base(bases: list[Path], *, named: bool) -> Path:
     problem = ""
     for base in bases:
-        if len(os.fsencode(base)) + _ROOM_FOR_NAMES > SOCKET_PATH_LIMIT:
+        if not _is_short(base):
             problem = f"The run folder {base} has too long a path for Unix sockets: name one of at most "
             problem += f"{SOCKET_PATH_LIMIT - _ROOM_FOR_NAMES} characters with DYN_RUN_DIR."
             continue

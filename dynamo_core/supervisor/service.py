@@ -90,6 +90,7 @@ async def _run_worker(order: Order, control: Control) -> int:
         run_dir=settings.run_dir,
         compiled=compiled,
         file_kv=settings.file_kv,
+        grace=settings.graceful_shutdown_secs,
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(runtime.shutdown)

@@ -1,0 +1,49 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dynamo_core import __version__
+
+
+def test_version(dynamo):
+    assert dynamo("--version").stdout == f"dynamo {__version__}\n"
+
+
+def test_help_names_every_command_without_importing_it():
+    code = (
+        "import sys; from dynamo_core.cli.entry import run; run(['--help'])\n"
+        "heavy = {'dynamo_core.cli.serve', 'dynamo_core.config', 'dynamo_core.plugins', 'rich', 'uvloop', 'litestar', 'uvicorn',"
+        " 'zmq', 'tokenizers', 'jinja2'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/").stdout
+    assert all(f"\n  {name} " in out for name in ("serve", "frontend", "worker", "status", "plugins", "config"))
+    assert out.endswith("HEAVY []\n")
+
+
+def test_help_is_quick(dynamo):
+    def once() -> float:
+        started = time.perf_counter()
+        assert dynamo("--help").returncode == 0
+        return time.perf_counter() - started
+
+    assert min(once() for _ in range(5)) < 0.3  # the best of five: the machine may be busy with other tests
+
+
+@pytest.mark.parametrize("command", ["serve", "frontend", "worker"])
+def test_the_help_of_a_command_shows_its_flags_with_environment_names_and_defaults(dynamo, command):
+    text = " ".join(dynamo(command, "--help").stdout.split())
+    assert "--namespace TEXT" in text
+    assert "[env: DYN_NAMESPACE; default: dynamo]" in text
+    assert ("--workers N" in text) == (command == "serve")
+    assert ("--http-port N" in text) == (command != "worker")
+    assert ("--engine-arg KEY=VALUE" in text) == (command != "frontend")
+
+
+def test_a_group_without_a_command_shows_its_help(dynamo):
+    for arguments in ((), ("plugins",)):
+        done = dynamo(*arguments)
+        assert done.returncode == 2
+        assert "Usage: dynamo" in done.stderr

@@ -1,0 +1,32 @@
+import click
+import pytest
+from click.testing import CliRunner
+
+from dynamo_core.cli.options import setting_options
+from dynamo_core.config import settings_fields
+
+
+@pytest.mark.parametrize("command", ["serve", "frontend", "worker"])
+def test_every_setting_with_a_flag_for_the_command_is_an_option(command):
+    @click.command()
+    @setting_options(command)
+    def run(**flags):
+        click.echo(sorted(name for name, value in flags.items() if value not in (None, ())))
+
+    wanted = {
+        field.flag for field in settings_fields().values() if field.flag and (not field.commands or command in field.commands)
+    }
+    assert {param.opts[0] for param in run.params} == wanted
+    assert CliRunner().invoke(run, []).output == "[]\n"
+
+
+def test_values_are_passed_on_as_they_were_given():
+    @click.command()
+    @setting_options("serve")
+    def run(**flags):
+        click.echo(repr({name: value for name, value in flags.items() if value not in (None, ())}))
+
+    arguments = ["--workers", "2", "--plugin", "a", "--plugin", "b", "--engine-arg", "x=1", "--no-access-log"]
+    expected = {"workers": "2", "plugins": ("a", "b"), "engine_args": ("x=1",), "access_log": False}
+    shown = CliRunner().invoke(run, arguments).output
+    assert {**eval(shown)} == expected
