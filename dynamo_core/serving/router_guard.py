@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynamo_core.contracts import Router, RouteRequest, WorkerView
+from dynamo_core.plugins import Faults
 
 __all__ = ["RouterGuard"]
-
-_log = logging.getLogger(__name__)
 
 _OPTIONAL = ("first_token", "output_tokens", "finished", "kv_events", "kv_lost", "worker_added", "worker_removed")
 
 
 class RouterGuard:
-    """Calls one model's router; what it raises is logged, counted in ``errors`` and goes no further."""
+    """Calls one model's router; what it raises is logged, counted as its plugin's fault and goes no further."""
 
-    def __init__(self, router: Router, model: str) -> None:
+    def __init__(self, router: Router, model: str, plugin: str, faults: Faults) -> None:
         self.router = router
         self.model = model
-        self.errors = 0
-        """Exceptions and impossible answers."""
+        self._plugin = plugin
+        self._faults = faults
         self._optional = {name: getattr(router, name, None) for name in _OPTIONAL}
 
     def has(self, method: str) -> bool:
@@ -34,8 +32,8 @@ class RouterGuard:
             decisions = self.router.select(requests, workers)
             if len(decisions) == len(requests):
                 return decisions
-        except Exception:  # noqa: BLE001 - a plugin's mistake ends here
-            self._raised("select")
+        except Exception as error:  # noqa: BLE001  # a plugin's mistake ends here
+            self._faults.count(self._plugin, "select", error)
             return None
         self.fault(f"made {len(decisions)} decisions for {len(requests)} requests")
         return None
@@ -46,14 +44,9 @@ class RouterGuard:
         if call is not None:
             try:
                 call(*args)
-            except Exception:  # noqa: BLE001 - a plugin's mistake ends here
-                self._raised(method)
+            except Exception as error:  # noqa: BLE001  # as above
+                self._faults.count(self._plugin, method, error)
 
     def fault(self, what: str) -> None:
-        """An impossible answer."""
-        self.errors += 1
-        _log.error("the router of model %s %s", self.model, what)
-
-    def _raised(self, method: str) -> None:
-        self.errors += 1
-        _log.exception("the router of model %s raised in %s()", self.model, method)
+        """Count an impossible answer."""
+        self._faults.count(self._plugin, "select", ValueError(f"the router of model {self.model} {what}"))

@@ -17,7 +17,7 @@ from dynamo_core.contracts import (
     StreamReceiver,
     WorkerView,
 )
-from dynamo_core.errors import DynamoError, EngineError
+from dynamo_core.errors import CannotConnect, DynamoError, EngineError
 from dynamo_core.serving.migration import obstacle, remainder, resumed
 from dynamo_core.serving.wire import encode_request
 
@@ -78,7 +78,10 @@ class Leg:
         sequence = self.sequence
         try:
             self._stream = client.open(self.worker.id, encode_request(sequence.request), sequence.context, self)
-        except Exception:  # noqa: BLE001 - a request that a plane cannot carry fails alone
+        except DynamoError as error:  # the instance left in this very moment
+            sequence.leg_ended(self, CannotConnect(error.message))
+            return
+        except Exception:  # noqa: BLE001  # a request that a plane cannot carry fails alone
             _log.exception("request %s could not be sent to worker %x", sequence.request.id, self.worker.id)
             sequence.leg_ended(self, EngineError("The request could not be sent to a worker."))
             return

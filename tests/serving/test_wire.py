@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynamo_core.contracts import (
+    EngineChunk,
+    EngineLoad,
+    EngineRequest,
+    KvBatch,
+    KvStored,
+    ModelCard,
+    SamplingParams,
+    StopConditions,
+    TokenLogprob,
+)
+from dynamo_core.errors import ProtocolError
+from dynamo_core.serving.wire import (
+    LoadReading,
+    ModelKey,
+    decode_card,
+    decode_chunk,
+    decode_kv_batch,
+    decode_load,
+    decode_request,
+    encode_card,
+    encode_chunk,
+    encode_event,
+    encode_request,
+)
+
+
+def through_msgpack(item: object) -> object:
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(item))
+
+
+def test_a_request_survives_the_plane() -> None:
+    request = EngineRequest(
+        id="r",
+        token_ids=[1, 2, 3],
+        sampling=SamplingParams(temperature=0.5, logit_bias={7: -1.0}, guided={"regex": "a+"}),
+        stop=StopConditions(max_tokens=9, stop_token_ids=(4,)),
+        eos_token_ids=(2,),
+        logprobs=2,
+        extra={"x": [1, {"y": None}]},
+    )
+    assert decode_request(through_msgpack(encode_request(request))) == request
+
+
+def test_a_bare_token_is_an_integer() -> None:
+    assert encode_chunk(EngineChunk((7,))) == 7
+    assert encode_chunk(EngineChunk((7, 8))) == [7, 8]
+
+
+@given(
+    st.builds(
+        EngineChunk,
+        token_ids=st.lists(st.integers(0, 2**32 - 1), min_size=2),
+        finish_reason=st.sampled_from([None, "stop", "length", "cancelled"]),
+        stop_reason=st.one_of(st.none(), st.integers(0, 2**31), st.text()),
+        cached_tokens=st.one_of(st.none(), st.integers(0, 2**20)),
+        logprobs=st.one_of(
+            st.none(), st.lists(st.builds(TokenLogprob, st.integers(0, 9), st.floats(-99, 0), st.just(((1, -0.5),))), max_size=3)
+        ),
+    )
+)
+def test_any_chunk_survives_the_plane(chunk: EngineChunk) -> None:
+    item = through_msgpack(encode_chunk(chunk))
+    assert through_msgpack(encode_chunk(decode_chunk(item))) == item
+
+
+@pytest.mark.parametrize("item", [None, "text", {"token_ids": "x"}, ["a"], {"finish_reason": "because"}, 1.5])
+def test_what_is_no_chunk_is_a_protocol_error(item: object) -> None:
+    with pytest.raises(ProtocolError):
+        decode_chunk(item)
+
+
+@pytest.mark.parametrize("item", [None, 7, {}, {"id": "x"}, {"id": 1, "token_ids": []}])
+def test_what_is_no_request_is_a_protocol_error(item: object) -> None:
+    with pytest.raises(ProtocolError):
+        decode_request(item)
+
+
+def test_events_survive_and_garbage_is_none() -> None:
+    batch = KvBatch(2**52, 3, (KvStored((2**64 - 1, 1)),), 1)
+    assert decode_kv_batch(encode_event(batch)) == batch
+    reading = LoadReading(5, EngineLoad(running=2, waiting=1))
+    assert decode_load(encode_event(reading)) == reading
+    for garbage in (b"", b"\xc1", b"\x93\x01\x02\x03"):
+        assert decode_kv_batch(garbage) is None
+        assert decode_load(garbage) is None
+
+
+def test_a_card_survives_and_garbage_is_none() -> None:
+    card = ModelCard(name="m", path="/p", aliases=("a",), block_size=16, extra={"k": 1})
+    assert decode_card(encode_card(card)) == card
+    assert decode_card(b"\xff\xfe") is None
+    assert decode_card(b"{}") is None
+
+
+def test_a_card_key_is_read_back_and_other_keys_are_none() -> None:
+    key = ModelKey("ns", "comp", "generate", 0xAB)
+    assert str(key) == "models/ns/comp/generate/ab"
+    assert ModelKey.parse(str(key)) == key
+    assert key.path == "ns.comp.generate"
+    for other in ("models/a/b/c", "instances/a/b/c/1", "models/a/b/c/xyz"):
+        assert ModelKey.parse(other) is None
