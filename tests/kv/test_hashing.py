@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynamo_core.kv.hashing import block_hash, block_hashes, chain, hash_seed, sequence_hashes
+
+tokens = st.lists(st.integers(0, 2**32 - 1), max_size=70)
+
+
+def naive(token_ids: list[int], size: int) -> list[int]:
+    blocks = []
+    for i in range(len(token_ids) // size):
+        data = b"".join(t.to_bytes(4, "little") for t in token_ids[i * size : (i + 1) * size])
+        blocks.append(xxhash.xxh3_64_intdigest(data, 1337))
+    return blocks
+
+
+@given(tokens, st.integers(1, 20))
+def test_block_hashes_are_xxh3_of_the_little_endian_ids(token_ids: list[int], size: int) -> None:
+    assert block_hashes(token_ids, size) == naive(token_ids, size)
+
+
+@given(tokens, st.integers(1, 20))
+def test_sequence_hashes_chain_the_block_hashes(token_ids: list[int], size: int) -> None:
+    expected: list[int] = []
+    for block in naive(token_ids, size):
+        if expected:
+            pair = expected[-1].to_bytes(8, "little") + block.to_bytes(8, "little")
+            block = xxhash.xxh3_64_intdigest(pair, 1337)
+        expected.append(block)
+    assert sequence_hashes(token_ids, size) == expected
+
+
+@given(tokens, st.integers(1, 8), st.integers(0, 70))
+def test_a_chain_can_be_continued_anywhere(token_ids: list[int], size: int, cut: int) -> None:
+    blocks = block_hashes(token_ids, size)
+    head = chain(blocks[:cut])
+    assert head + chain(blocks[cut:], head[-1] if head else None) == chain(blocks)
+
+
+def test_hashes_are_dynamos() -> None:
+    # compute_block_hash_for_seq(range(100, 200), 16) of ai-dynamo-runtime 1.6.1, without and with lora_name="ad"
+    assert block_hashes(range(100, 132), 16, lora="ad") == [682217097734764133, 12420995870712062137]
+    assert len(block_hashes(range(100, 200), 16)) == 6
+
+
+def test_adapters_and_salts_change_every_hash() -> None:
+    seeds = {hash_seed(), hash_seed("a"), hash_seed(None, "a"), hash_seed("a", "a"), hash_seed("a", "b"), hash_seed("b", "a")}
+    assert len(seeds) == 6
+    plain, salted = sequence_hashes(range(64), 16), sequence_hashes(range(64), 16, salt="t")
+    assert not set(plain) & set(salted)
+    assert block_hash(range(16), hash_seed(None, "t")) == salted[0]
+
+
+def test_ids_out_of_range_are_refused() -> None:
+    with pytest.raises(OverflowError):
+        block_hashes([2**32], 1)
