@@ -76,7 +76,7 @@ class VllmEventTranslator:
         try:
             batch = self._decode(payload)
             events = batch["events"] if isinstance(batch, dict) else batch[1]
-        except (msgspec.DecodeError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError):  # UnicodeDecodeError is no DecodeError
             self.unknown += 1
             return self.reset()
         out: list[KvEvent] = []
