@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dynamo_core.contracts import Context, ModelCard, Route, RouteRequest, WorkerView
 from dynamo_core.errors import DynamoError
@@ -262,3 +266,32 @@ def stage() -> type[Stage]:
 @pytest.fixture
 def recording_sink() -> type[RecordingSink]:
     return RecordingSink
+
+
+@pytest.fixture(scope="session")
+def scripted() -> ModuleType:
+    """The module of the scripted engine; also the program of a worker process."""
+    path = Path(__file__).with_name("scripted_worker.py")
+    found = spec_from_file_location("scripted_worker", path)
+    assert found is not None
+    assert found.loader is not None
+    module = module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer of 300 tokens and a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["the cat sat on the mat and the dog ate the hat"] * 4, trainer)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text('{"max_position_embeddings": 128, "eos_token_id": 0}')
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    return folder
