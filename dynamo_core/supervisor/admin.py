@@ -29,7 +29,14 @@ class AdminServer:
         self._conversations: set[asyncio.Task[None]] = set()
 
     async def start(self, path: Path) -> None:
-        self._server = await asyncio.start_unix_server(self._converse, path, limit=LINE_LIMIT)
+        """Raises :class:`StartupError`, as when the disk is full."""
+        try:
+            self._server = await asyncio.start_unix_server(self._converse, path, limit=LINE_LIMIT)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise StartupError(
+                f"The admin socket {path} cannot be made ({reason}): name another folder with DYN_RUN_DIR."
+            ) from None
 
     async def close(self) -> None:
         if self._server is not None:

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
 
     from dynamo_core.supervisor.lifeline import tie
 
-    tie(int(options["--parent"]), int(options["--lifeline"]))
+    tie(int(options["--lifeline"]))
 
     from dynamo_core.supervisor.service import run_order
 

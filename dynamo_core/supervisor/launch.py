@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shlex
 import sys
@@ -51,9 +52,9 @@ def launch(
     try:
         folder = RunFolder.create(settings.run_dir, environ)
         try:
-            print(_plugin_line(compiled), file=out, flush=True)
+            _tell(_plugin_line(compiled), out)
             plans = _plans(resolved, folder, port, environ, child_command)
-            return _supervise(plans, folder, port, settings, out, log)
+            return _supervise(plans, folder, port, settings, out, log, colour=log.isatty() and not environ.get("NO_COLOR"))
         finally:
             folder.close()
     finally:
@@ -61,11 +62,17 @@ def launch(
 
 
 def _supervise(
-    plans: Sequence[ProcessPlan], folder: RunFolder, port: PortReservation, settings: Settings, out: TextIO, log: BinaryIO
+    plans: Sequence[ProcessPlan],
+    folder: RunFolder,
+    port: PortReservation,
+    settings: Settings,
+    out: TextIO,
+    log: BinaryIO,
+    *,
+    colour: bool,
 ) -> int:
-    terminal = log.isatty()
-    progress = make_progress(log, terminal=terminal)
-    stream = LogStream(progress.write, colour=terminal)
+    progress = make_progress(log, terminal=log.isatty())
+    stream = LogStream(progress.write, colour=colour)
     state = RunState(
         pid=os.getpid(),
         started=time.time(),
@@ -85,7 +92,7 @@ def _supervise(
             log=stream,
             progress=progress,
             grace=settings.graceful_shutdown_secs,
-            announce=lambda status: print(_ready_text(status, settings), file=out, flush=True),
+            announce=lambda status: _tell(_ready_text(status, settings), out),
         )
         return await supervisor.run()
 
@@ -118,6 +125,11 @@ def _plans(
     return plans
 
 
+def _tell(text: str, out: TextIO) -> None:
+    with contextlib.suppress(BrokenPipeError):  # who piped us into `head` wants the server all the same
+        print(text, file=out, flush=True)
+
+
 def _plugin_line(compiled: Compiled) -> str:
     names = ", ".join(info.name for info in compiled.plugins)
     return f"plugins: {names} (--plugin adds one, --no-plugin leaves one out)"
@@ -126,8 +138,9 @@ def _plugin_line(compiled: Compiled) -> str:
 def _ready_text(status: RunStatus, settings: Settings) -> str:
     model = status.models[0].name if status.models else settings.model_name or "MODEL"
     body = msgspec.json.encode({"model": model, "prompt": "The capital of France is", "max_tokens": 24}).decode()
+    count = len(status.workers)
     everybody = " (on all addresses)" if settings.http_host in ("0.0.0.0", "::") else ""  # noqa: S104 - compared, not bound
     return (
-        f"ready: {status.url}/v1{everybody}, model {model}, {len(status.workers)} workers\n"
+        f"ready: {status.url}/v1{everybody}, model {model}, {count} worker{'' if count == 1 else 's'}\n"
         f"  curl {status.url}/v1/completions -H 'content-type: application/json' -d {shlex.quote(body)}"
     )

@@ -32,7 +32,7 @@ _KILLED_SOON = 5.0
 
 
 class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """How a process is started. ``--control=FD --lifeline=FD --parent=PID`` follow ``command``."""
+    """How a process is started. ``--control=FD --lifeline=FD`` follow ``command``."""
 
     name: str
     kind: str
@@ -144,12 +144,17 @@ class Process:
     async def _live(self) -> int:
         """One life, from start to end. Returns the exit code as :class:`subprocess.Popen` has it."""
         self._ended.clear()
-        self._failure, self.facts, self.stage = None, {}, ""
+        self._failure, self.stage = None, ""
         ours, theirs = socket.socketpair()
         with theirs:
             read_fd, write_fd = os.pipe()
             try:
                 popen = self._popen = self._spawn(theirs.fileno(), write_fd)
+            except OSError as error:  # out of memory or processes: as if it had ended, so that it is tried again
+                ours.close()
+                os.close(read_fd)
+                self._say(f"cannot be started ({error})")
+                return 127
             finally:
                 os.close(write_fd)
         self._become(ProcessState.STARTING)
@@ -166,13 +171,14 @@ class Process:
                     await asyncio.gather(output, conversation)
         finally:
             self._popen = self._channel = None
+            self.facts = {}
             conversation.cancel()
             self._remember(self._log.end(self.name))
             self._ended.set()
         return code
 
     def _spawn(self, control_fd: int, output_fd: int) -> subprocess.Popen[bytes]:
-        ties = [f"--control={control_fd}", f"--lifeline={self._lifeline_fd}", f"--parent={os.getpid()}"]
+        ties = [f"--control={control_fd}", f"--lifeline={self._lifeline_fd}"]
         return subprocess.Popen(  # noqa: S603 - our own interpreter
             [*self._plan.command, *ties],
             stdin=subprocess.DEVNULL,

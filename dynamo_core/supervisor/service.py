@@ -148,6 +148,7 @@ async def _run_frontend(order: Order, control: Control, *, supervised: bool) -> 
         reservation = reserve_port(host, port)
         port = reservation.port
         reservation.close()
+        control.stage(f"listening on {reservation.url}")
     sock = listening_socket(host, port, backlog=settings.http_backlog, shared=supervised)
 
     def ready(manager: ModelManager) -> None:

@@ -20,7 +20,6 @@ from dynamo_core.supervisor.status import FrontendReport, RunStatus, ask_all, ru
 
 __all__ = ["Supervisor"]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AFTER_GRACE = 5.0
 """Seconds that a process gets beyond the grace time of its requests, to free its engine."""
 _POLL = 0.05
@@ -60,7 +59,10 @@ class Supervisor:
     async def run(self) -> int:
         """Until a signal: 0, or 130 when a second one cut it short. Raises :class:`ChildStartError` when all are down."""
         loop = asyncio.get_running_loop()
-        for signum in _SIGNALS:
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: stay when the terminal goes
+            signals.append(signal.SIGHUP)
+        for signum in signals:
             loop.add_signal_handler(signum, self._on_signal)
         admin = AdminServer(self._processes, self._status)
         await admin.start(self._folder.path / "admin.sock")
@@ -76,7 +78,7 @@ class Supervisor:
             await self._end(lives)
             await admin.close()
             await asyncio.gather(opening, stopping, return_exceptions=True)
-            for signum in _SIGNALS:
+            for signum in signals:
                 loop.remove_signal_handler(signum)
             os.close(self._lifeline)
             os.close(self._lifeline_end)

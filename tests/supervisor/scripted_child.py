@@ -69,7 +69,7 @@ async def main(order: Order, behaviour: dict, control: SupervisedControl) -> int
 if __name__ == "__main__":
     order_path, *rest = sys.argv[1:]
     options = dict(option.split("=", 1) for option in rest)
-    tie(int(options["--parent"]), int(options["--lifeline"]))
+    tie(int(options["--lifeline"]))
     order = msgspec.json.decode(Path(order_path).read_bytes(), type=Order)
     lives = SCRIPT / f"{order.name}.lives"
     life = len(lives.read_text().split()) if lives.exists() else 0
