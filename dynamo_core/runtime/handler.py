@@ -10,7 +10,7 @@ from typing import Any
 
 from dynamo_core.contracts.context import Context
 from dynamo_core.contracts.planes import ResponseSink
-from dynamo_core.errors import Cancelled, DynamoError, EngineError
+from dynamo_core.errors import Cancelled, DynamoError, EngineError, EngineShutdown
 
 __all__ = ["GeneratorHandler"]
 
@@ -27,6 +27,7 @@ class GeneratorHandler:
         self._function = function
         self._endpoint = endpoint
         self._with_context = _takes_context(function)
+        self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, request: Any, context: Context, sink: ResponseSink) -> None:
@@ -41,7 +42,8 @@ class GeneratorHandler:
         context.on_cancel(cancelled)
 
     async def close(self) -> None:
-        """Cancel what still runs."""
+        """Cancel what still runs; its clients are told to go elsewhere."""
+        self._closing = True
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
@@ -60,6 +62,8 @@ class GeneratorHandler:
             # Raised by the function when it was asked to stop, it is the ordinary end of the stream.
             if context.is_stopped():
                 sink.end()
+            elif self._closing:
+                sink.error(EngineShutdown(f"a server of {self._endpoint} shut down"))
             else:
                 sink.error(Cancelled(f"the handler of {self._endpoint} was cancelled"))
         except DynamoError as error:
@@ -88,4 +92,6 @@ def _takes_context(function: Callable[..., Any]) -> bool:
     except (TypeError, ValueError):
         return False
     positional = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
-    return len(positional) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    # A second parameter with a default of its own is the handler's business, unless it is called context.
+    second = positional[1:2]
+    return any(p.default is p.empty or p.name == "context" for p in second) or any(p.kind is p.VAR_POSITIONAL for p in parameters)

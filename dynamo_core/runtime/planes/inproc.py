@@ -7,6 +7,7 @@ are the same. Runtimes of one process see each other when they are given planes 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from dynamo_core.runtime.planes.server import ServerConnection
 from dynamo_core.specs import EventPlaneSpec, PlaneContext, RequestPlaneSpec
 
 __all__ = ["InprocEvents", "InprocHub", "InprocPlane", "dynamo_event_planes", "dynamo_request_planes"]
+
+_log = logging.getLogger(__name__)
 
 
 class InprocHub:
@@ -120,7 +123,10 @@ class _Subscription:
 
     def deliver(self, payload: bytes) -> None:
         if self._callback is not None:
-            self._callback(payload)
+            try:
+                self._callback(payload)
+            except Exception:  # noqa: BLE001  # one subscriber's bug must not reach the others
+                _log.exception("a subscriber failed")
 
     def close(self) -> None:
         self._callback = None

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynamo_core.contracts import Context
+from dynamo_core.runtime import DistributedRuntime, dynamo_endpoint, dynamo_worker
+
+
+async def test_a_worker_gets_a_runtime_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DYN_FILE_KV", str(tmp_path / "kv"))
+    monkeypatch.setenv("DYN_DISCOVERY_BACKEND", "file")
+    monkeypatch.setenv("DYN_REQUEST_PLANE", "inproc")
+    monkeypatch.setenv("DYN_EVENT_PLANE", "inproc")
+
+    @dynamo_worker()
+    async def worker(runtime: DistributedRuntime, answer: int) -> int:
+        assert runtime.request_plane_name == "inproc"
+        assert (tmp_path / "kv").is_dir()
+        return answer
+
+    assert await worker(42) == 42
+    assert list((tmp_path / "kv").iterdir()) == []
+
+
+class Word:
+    """Has pydantic's methods, which is all that counts."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @classmethod
+    def model_validate_json(cls, text: str) -> Word:
+        return cls(f"json {text}")
+
+    @classmethod
+    def model_validate(cls, fields: dict[str, Any]) -> Word:
+        if "text" not in fields:
+            raise ValueError("text is missing")
+        return cls(fields["text"])
+
+
+@dynamo_endpoint(Word, str)
+async def greet(request: Word, context: Context | None = None) -> AsyncIterator[str]:
+    yield f"Hello {request.text}!"
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"), [({"text": "sun"}, "Hello sun!"), ("{}", "Hello json {}!"), (Word("moon"), "Hello moon!")]
+)
+@pytest.mark.parametrize("rest", [(), (Context(),)])
+async def test_requests_are_parsed_where_the_type_can(request_: Any, text: str, rest: tuple[Any, ...]) -> None:
+    assert [item async for item in greet(request_, *rest)] == [text]
+
+
+async def test_methods_are_endpoints_too() -> None:
+    class Backend:
+        @dynamo_endpoint(Word, str)
+        async def generate(self, request: Word) -> AsyncIterator[str]:
+            yield request.text
+
+    assert [item async for item in Backend().generate({"text": "x"})] == ["x"]
+
+
+async def test_what_does_not_fit_is_a_value_error_at_the_first_item() -> None:
+    stream = greet({})
+    with pytest.raises(ValueError, match="text is missing"):
+        await anext(stream)
+
+
+async def test_other_types_pass_through() -> None:
+    @dynamo_endpoint(str, str)
+    async def echo(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    assert [item async for item in echo({"a": 1})] == [{"a": 1}]
