@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 class Choice:
     """A :class:`~dynamo_core.serving.sequence.SequenceReceiver`.
 
-    Two paths lead to the sink: the plain one (text only: one detokenizer call and one sink call a token) and, for stop
-    strings and log-probabilities, a thorough one. ``on_items`` holds the one that fits.
+    ``on_items`` holds one of three paths to the sink: the plain one (one detokenizer call and one sink call a token), the same
+    with a look at stop strings, and a thorough one for log-probabilities and everything rare.
     """
 
     __slots__ = (
@@ -59,7 +59,10 @@ class Choice:
         self._unsaid: deque[tuple[int, Logprob]] = deque()
         self._pushed = 0
         self._told = 0
-        self._steady = self._thorough_items if request.stop or request.logprobs is not None else self._plain_items
+        if request.logprobs is not None:
+            self._steady = self._thorough_items
+        else:
+            self._steady = self._plain_items if self._matcher is None else self._matched_items
         self.on_items = self._first_items
         self.generated: list[int] = []
         self.cached_tokens: int | None = None
@@ -115,6 +118,31 @@ class Choice:
                     return
             self._flush()
         except Exception as error:  # noqa: BLE001  # whatever it is, it must not reach the other streams of this frame
+            self._broken(error)
+
+    def _matched_items(self, items: list[Any]) -> None:
+        generated, matcher = self.generated, self._matcher
+        if matcher is None or len(generated) < self._min_tokens or len(generated) + len(items) > self._max_tokens:
+            self._thorough_items(items)
+            return
+        try:
+            self._record.last_token = monotonic()
+            for item in items:
+                if item.__class__ is int:
+                    generated.append(item)
+                    text = self._push(item)
+                    if text:
+                        text, matched = matcher.push(text)
+                        if matched is not None:
+                            self.finish("stop", matched, text=text, cut=True)
+                        elif text:
+                            self._text(self._index, text)
+                else:
+                    self._other(item)
+                if self.done:
+                    return
+            self._flush()
+        except Exception as error:  # noqa: BLE001  # as above
             self._broken(error)
 
     def _thorough_items(self, items: list[Any]) -> None:

@@ -50,6 +50,8 @@ class ModelManager:
         self._cards: dict[ModelKey, ModelCard] = {}
         self._clients: dict[str, Client] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
+        self._broken: set[str] = set()
+        """Models whose folder this process could not read, or whose router could not be made."""
         self._following: dict[str, asyncio.Task[None]] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._synced = asyncio.Event()
@@ -86,6 +88,8 @@ class ModelManager:
                 model = self._models.get(card.name)
                 if model is not None:
                     return model
+                if card.name in self._broken:
+                    raise ServiceUnavailable(f"The model {card.name!r} cannot be served here; the frontend's log says why.")
                 raise ServiceUnavailable(f"The model {card.name!r} is loading; try again in a moment.", retry_after=1)
         for model in self._models.values():
             if name in model.card.aliases:
@@ -165,7 +169,9 @@ class ModelManager:
         except Exception as error:  # noqa: BLE001  # one broken model must not take the others along
             expected = isinstance(error, DynamoError)
             _log.error("model %s cannot be served: %s", card.name, error, exc_info=None if expected else error)
+            self._broken.add(card.name)
             return
+        self._broken.discard(card.name)
         for key, other in tuple(self._cards.items()):
             if other.name == card.name:
                 self._join(key)

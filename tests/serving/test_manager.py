@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from dynamo_core.runtime.discovery.mem import MemDiscovery
 from dynamo_core.runtime.discovery.table import Table
 from dynamo_core.runtime.planes.inproc import InprocEvents, InprocHub, InprocPlane
 from dynamo_core.serving.manager import ModelManager
+from dynamo_core.serving.model_text import ModelText, load_model_text
 from dynamo_core.serving.output import GenerationRequest
 from dynamo_core.serving.record import RequestRecord
-from dynamo_core.serving.wire import ModelKey
+from dynamo_core.serving.wire import ModelKey, encode_card
 from dynamo_core.serving.worker import EngineWorker
 from dynamo_core.specs import PlaneContext, RouterSpec
 
@@ -71,8 +73,8 @@ class House:
         await worker.start()
         return worker
 
-    async def manager(self, **settings: Any) -> ModelManager:
-        manager = ModelManager(await self.runtime(), self.compiled, ROUTER, Settings(**settings))
+    async def manager(self, *, load_text: Callable[[str], ModelText] = load_model_text, **settings: Any) -> ModelManager:
+        manager = ModelManager(await self.runtime(), self.compiled, ROUTER, Settings(**settings), load_text=load_text)
         self.stack.push_async_callback(manager.stop)
         await manager.start()
         return manager
@@ -129,13 +131,17 @@ async def test_a_worker_is_found_and_serves(house: House, recording_sink: Any) -
 
 
 async def test_names_that_are_unknown_or_loading(house: House) -> None:
-    manager = await house.manager()
+    readable = threading.Event()
+
+    def load_text(path: str) -> ModelText:
+        readable.wait(10)
+        return load_model_text(path)
+
+    manager = await house.manager(load_text=load_text)
     with pytest.raises(ModelNotFound, match="no worker has registered"):
         manager.get("m")
     card = ModelCard(name="model-a", path="/nowhere", aliases=("short",))
     runtime = await house.runtime()
-    from dynamo_core.serving.wire import encode_card
-
     await runtime.discovery.put(str(ModelKey("dynamo", "backend", "generate", 77)), encode_card(card))
     await until(lambda: manager._cards)
     with pytest.raises(ServiceUnavailable, match="loading"):
@@ -143,6 +149,24 @@ async def test_names_that_are_unknown_or_loading(house: House) -> None:
     with pytest.raises(ModelNotFound, match="did you mean 'model-a'") as error:
         manager.get("modela")
     assert error.value.param == "model"
+    readable.set()
+    await until(lambda: manager._broken)
+    with pytest.raises(ServiceUnavailable, match="log says why"):
+        manager.get("short")
+
+
+async def test_a_store_that_cannot_be_watched_ends_the_start(house: House) -> None:
+    runtime = await house.runtime()
+
+    async def watch(prefix: str) -> Any:
+        raise StartupError("no store")
+        yield
+
+    runtime.discovery.watch = watch
+    manager = ModelManager(runtime, house.compiled, ROUTER, Settings())
+    house.stack.push_async_callback(manager.stop)
+    with pytest.raises(StartupError, match="no store"):
+        await manager.start()
 
 
 async def test_other_namespaces_and_broken_cards_are_not_ours(house: House) -> None:
