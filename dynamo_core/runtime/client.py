@@ -123,6 +123,7 @@ class Client:
 
     async def close(self) -> None:
         """Streams that run go on."""
+        self.endpoint.runtime.clients.discard(self)
         self._unwatch()
         tasks = [*self._probes.values(), *([self._watcher] if self._watcher else [])]
         self._watcher = None

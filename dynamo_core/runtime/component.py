@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import socket
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from dynamo_core.runtime.distributed import DistributedRuntime
 
 __all__ = ["Component", "Endpoint", "Namespace", "Served", "parse_endpoint"]
+
+_log = logging.getLogger(__name__)
 
 _PART = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -112,7 +115,7 @@ class Endpoint:
         """A client that knows who serves at this moment."""
         await self.runtime.start()
         client = Client(self, self.runtime.request_plane)
-        self.runtime.adopt_client(client)
+        self.runtime.clients.add(client)
         return await client.synced()
 
 
@@ -139,7 +142,10 @@ class Served:
             runtime = self.endpoint.runtime
             # The plane first, within this turn: no request slips in while the store is slow.
             self._idle = asyncio.ensure_future(_awaited(runtime.request_plane.unserve(self.endpoint.path)))
-            await runtime.discovery.delete(self._key)
+            try:
+                await runtime.discovery.delete(self._key)
+            except Exception as error:  # noqa: BLE001  # a store that is down must not keep this process from finishing
+                _log.warning("%s could not be deleted from discovery, its lease will lapse: %s", self._key, error)
 
     async def close(self, grace: float | None = None) -> None:
         """Leave, wait for running requests (``grace`` seconds, ``None``: as long as they take; not at all unless graceful)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import shutil
@@ -64,13 +63,14 @@ class DistributedRuntime:
         self.event_plane: EventPlane
         self.event_address = ""
         """Where this process publishes its events; for ``Endpoint.serve(events=…)``."""
+        self.clients: set[Client] = set()
+        """Closed with the runtime, unless they were before."""
         self._choices = (discovery_backend, named, event_plane)
         self._compiled = compiled
         self._file_kv = file_kv
         self._run_dir = run_dir
         self._own_run_dir: str | None = None
         self._served: list[Served] = []
-        self._clients: list[Client] = []
         self._starting: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
 
@@ -111,15 +111,19 @@ class DistributedRuntime:
         if served in self._served:
             self._served.remove(served)
 
-    def adopt_client(self, client: Client) -> None:
-        self._clients.append(client)
-
     async def _start(self) -> None:
         if self._run_dir is None:
             self._run_dir = self._own_run_dir = await asyncio.to_thread(tempfile.mkdtemp, prefix="dynamo-")
         else:
             await asyncio.to_thread(_make_private, self._run_dir)
         context = PlaneContext(namespace=self.default_namespace, run_dir=self._run_dir, instance_id=self.instance_id)
+        try:
+            await self._connect(context)
+        except BaseException:
+            await self._close_parts()
+            raise
+
+    async def _connect(self, context: PlaneContext) -> None:
         discovery, request_plane, event_plane = self._choices
         self.discovery = self._made("discovery", discovery, context)
         self.request_plane = self._made("request_planes", request_plane, context)
@@ -153,16 +157,18 @@ class DistributedRuntime:
             return
         await asyncio.gather(self._starting, return_exceptions=True)
         served = tuple(self._served)
-        for result in await asyncio.gather(*(one.leave() for one in served), return_exceptions=True):
-            if isinstance(result, BaseException):
-                _log.warning("leaving discovery failed; the lease will lapse: %s", result)
-        await asyncio.gather(*(one.close(self.grace) for one in served), return_exceptions=True)
-        await asyncio.gather(*(client.close() for client in self._clients), return_exceptions=True)
-        self._clients.clear()
+        await asyncio.gather(*(one.leave() for one in served))
+        await asyncio.gather(*(one.close(self.grace) for one in served))
+        await asyncio.gather(*(client.close() for client in tuple(self.clients)))
+        await self._close_parts()
+
+    async def _close_parts(self) -> None:
         for part in (getattr(self, name, None) for name in ("request_plane", "event_plane", "discovery")):
             if part is not None:
-                with contextlib.suppress(OSError):
+                try:
                     await part.close()
+                except Exception:  # noqa: BLE001  # the others must still be closed
+                    _log.exception("closing %s failed", type(part).__name__)
         if self._own_run_dir is not None:
             await asyncio.to_thread(shutil.rmtree, self._own_run_dir, ignore_errors=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any
@@ -57,7 +58,8 @@ class ResponseStream(AsyncIterator[Any]):
 
     def __del__(self) -> None:
         if hasattr(self, "_unlink"):
-            self._close()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: so is the connection
+                self._close()
 
 
 class _Buffer:

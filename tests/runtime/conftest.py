@@ -79,7 +79,7 @@ class Pair:
         return self.client.open(self.instance(endpoint), request, context or Context(), receiver), receiver
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def new_receiver() -> type[Receiver]:
     return Receiver
 

@@ -53,6 +53,8 @@ class Connection(asyncio.Protocol, ABC):
         self._assemblers: dict[int, Assembler] = {}
         self._reader = FrameReader()
         self._broken: ProtocolError | None = None
+        self._closing = False
+        self._gone = asyncio.Event()
 
     @abstractmethod
     def _receive(self, messages: list[Message]) -> None:
@@ -146,6 +148,8 @@ class Connection(asyncio.Protocol, ABC):
                 self._backlogs[stream] = backlog  # to the end of the queue
                 self._write(encode_frame([piece]))
                 written += 1
+        if self._closing and not self._backlogs and self._transport is not None:
+            self._transport.close()
 
     def _forget(self, stream: int) -> None:
         """Nobody waits for what is left of this stream."""
@@ -203,6 +207,7 @@ class Connection(asyncio.Protocol, ABC):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._writable = False
+        self._gone.set()
         already, self.closed = self.closed, True
         self._outbox.clear()
         self._backlogs.clear()
@@ -211,11 +216,15 @@ class Connection(asyncio.Protocol, ABC):
             self._lost(exc or self._broken)
 
     def close(self) -> None:
-        """Write what is in the outbox, then close."""
+        """Write what is waiting, then close."""
         self._flush()
-        self.closed = True
+        self.closed = self._closing = True
+        self._pump()
+
+    async def gone(self) -> None:
+        """Wait until the transport is closed and what was written has left it; at once when there never was one."""
         if self._transport is not None:
-            self._transport.close()
+            await self._gone.wait()
 
     def abort(self) -> None:
         if self._transport is not None:

@@ -90,10 +90,11 @@ class MultiplexPlane(ABC):
         if self._closed:
             return
         self._closed = True
-        for server in tuple(self._accepted):
-            server.shut_down(EngineShutdown("the worker shut down"))
+        servers, clients = tuple(self._accepted), tuple(self._dialled.values())
         self._watchers.clear()
-        for client in tuple(self._dialled.values()):
+        for server in servers:
+            server.shut_down(EngineShutdown("the worker shut down"))
+        for client in clients:
             client.fail(CannotConnect("this process is shutting down"))
             client.close()
         for task in tuple(self._dialling):
@@ -102,6 +103,11 @@ class MultiplexPlane(ABC):
             self._address.cancel()
             await asyncio.gather(self._address, return_exceptions=True)
         await asyncio.gather(*self._dialling, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await asyncio.gather(*(connection.gone() for connection in (*servers, *clients)))
+        for connection in (*servers, *clients):
+            connection.abort()  # those whose peer does not read
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._stop_listening()

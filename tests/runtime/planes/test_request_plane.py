@@ -414,3 +414,15 @@ async def test_a_lost_connection_is_told_before_its_streams_fail(pair: Any) -> N
     await running.result()
     assert order == [(pair.address, ""), "Disconnected"]
     assert server.contexts[0].is_killed()
+
+
+async def test_what_was_written_before_closing_still_arrives(pair: Any) -> None:
+    server = Server()
+    await pair.serve(server)
+    _, receiver = pair.open(1)
+    await server.opened()
+    large = b"x" * 4_000_000
+    server.sinks[0].item(large)
+    server.sinks[0].end()
+    await pair.server.close()
+    assert await receiver.result() == [large]

@@ -190,3 +190,18 @@ async def test_a_killed_server_fails_its_streams_at_once(make: Any, folder: str,
     await process.wait()
     with pytest.raises(CannotConnect):
         await ask(client, address, new_receiver())
+
+
+async def test_a_peer_that_does_not_read_cannot_hold_up_closing(
+    make: Any, new_receiver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamo_core.runtime.planes.multiplex._CLOSE_SECONDS", 0.05)
+    sinks: list[Any] = []
+    server, client = make(), make(8)
+    address = await server.serve("test.backend.generate", lambda request, context, sink: sinks.append(sink))
+    client.open(instance(address), 1, Context(), new_receiver())
+    await client.connect(instance(address))
+    client._dialled[address]._transport.pause_reading()
+    sinks[0].item(b"x" * 30_000_000)
+    sinks[0].end()
+    await asyncio.wait_for(server.close(), 5)
