@@ -1,0 +1,1 @@
+"""The Litestar application: OpenAI's API, streams, errors, health and metrics."""

@@ -1,0 +1,86 @@
+"""The Litestar application of a frontend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from litestar import Litestar
+
+from dynamo_core.config import Settings
+from dynamo_core.http.admin import Health, health_routes, metrics_route, openapi_config, openapi_route
+from dynamo_core.http.errors import exception_handlers
+from dynamo_core.http.exchange import ExchangeLayer, remember_error
+from dynamo_core.http.gate import Preparer, gate
+from dynamo_core.http.observe import AccessLog, FrontendMetrics
+from dynamo_core.http.openai import (
+    CHAT_PATH,
+    COMPLETIONS_PATH,
+    OpenAiService,
+    chat_route,
+    completions_route,
+    model_routes,
+)
+from dynamo_core.plugins import Compiled
+from dynamo_core.serving.manager import ModelManager
+from dynamo_core.specs import HttpSpec
+
+__all__ = ["create_app"]
+
+_ENDPOINTS = {CHAT_PATH: "chat_completions", COMPLETIONS_PATH: "completions"}
+
+
+def create_app(
+    manager: ModelManager,
+    compiled: Compiled,
+    settings: Settings,
+    metrics: FrontendMetrics,
+    *,
+    health: Health | None = None,
+    direct: bool = False,
+) -> Litestar:
+    """Everything that a frontend serves, with the plugins' routes, middleware, guards and exception handlers.
+
+    ``direct``: the server is uvicorn, whose ``send`` and ``receive`` may be stepped by hand, so that streams are written from
+    the callback that has the token. Middleware of a plugin wants to see what is sent: with any, streams go through it instead.
+    """
+    specs = tuple(compiled.http)
+    body_limit = int(settings.http_body_limit_mb * 2**20)
+    service = OpenAiService(manager, metrics, Preparer.of(compiled))
+    metrics.start_plugins(compiled)
+    admission = gate(compiled)
+    middleware: list[Any] = [] if admission is None else [admission]
+    app = Litestar(
+        route_handlers=[
+            chat_route(service),
+            completions_route(service),
+            *model_routes(manager),
+            *health_routes(health or Health(manager)),
+            metrics_route(metrics, manager),
+            openapi_route(),
+            *(route for spec in specs for route in spec.route_handlers),
+        ],
+        middleware=[*middleware, *(item for spec in specs for item in spec.middleware)],
+        guards=[guard for spec in specs for guard in spec.guards],
+        exception_handlers=_handlers(body_limit, specs),
+        after_exception=[remember_error],
+        request_max_body_size=body_limit,
+        openapi_config=openapi_config(),
+        logging_config=None,
+        debug=False,
+    )
+    app.asgi_handler = ExchangeLayer(
+        app.asgi_handler,
+        endpoints=_ENDPOINTS,
+        observer=metrics.finished,
+        finished=AccessLog() if settings.access_log else None,
+        direct=direct and not any(spec.middleware for spec in specs),
+    )
+    return app
+
+
+def _handlers(body_limit: int, specs: Sequence[HttpSpec]) -> dict[Any, Any]:
+    handlers = dict(exception_handlers(body_limit))
+    for spec in specs:
+        handlers.update(spec.exception_handlers)
+    return handlers

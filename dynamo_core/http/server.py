@@ -1,0 +1,78 @@
+"""uvicorn, run as part of a larger program: no signal handlers, no log configuration, one socket that somebody else bound."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from litestar import Litestar
+
+__all__ = ["HttpServer"]
+
+_KEEP_ALIVE_SECONDS = 75
+
+
+class HttpServer:
+    """Serves one application on one listening socket until it is stopped."""
+
+    def __init__(self, app: Litestar, sock: socket.socket, *, grace: float, backlog: int = 4096) -> None:
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            backlog=backlog,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=math.ceil(grace),
+        )
+        self._server = _Server(config)
+        self._sock = sock
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        port: int = self._sock.getsockname()[1]
+        return port
+
+    async def start(self) -> None:
+        """Returns when connections are accepted."""
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._sock]), name="http server")
+        up = asyncio.create_task(self._server.up.wait())
+        await asyncio.wait((self._task, up), return_when=asyncio.FIRST_COMPLETED)
+        up.cancel()
+        if self._task.done():
+            self._task.result()
+
+    async def stop(self) -> None:
+        """Accept nothing more, give running requests their grace time, cut the others off."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
+
+    async def wait(self) -> None:
+        """Until the server ends by itself, which it does not do in good health."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the business of the process, which stops its frontend."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
