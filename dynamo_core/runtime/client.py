@@ -86,9 +86,9 @@ class Client:
             self._removed.append(removed)
 
         def unregister() -> None:
-            if added in self._added:
+            if added is not None and added in self._added:
                 self._added.remove(added)
-            if removed in self._removed:
+            if removed is not None and removed in self._removed:
                 self._removed.remove(removed)
 
         return unregister
