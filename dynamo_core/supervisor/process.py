@@ -104,7 +104,8 @@ class Process:
                 break
             self._judge(code)
             pause = self._back_off.pause(time.monotonic() - started)
-            self._say(f"{_ending(code)}; starts again in {pause:g} s")
+            reason = f": {self._failure.message}" if self._failure is not None else ""
+            self._say(f"{_ending(code)}{reason}; starts again in {pause:g} s")
             self._become(ProcessState.WAITING)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):

@@ -43,8 +43,7 @@ def run_order(order_path: str, control_fd: int) -> int:
         try:
             return await _run(order, control, supervised=True)
         except StartupError as error:
-            if error.__cause__ is not None:
-                _log.error("%s", error.message, exc_info=error.__cause__ if _log.isEnabledFor(logging.DEBUG) else None)
+            _log.debug("cannot start", exc_info=error)  # the supervisor tells the user
             control.failed(error.message, explained=error.__cause__ is not None)
             return 2
         finally:

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -12,6 +11,7 @@ def test_version(dynamo):
 
 
 def test_help_names_every_command_without_importing_it():
+    """What keeps it under 300 ms; `benchmarks/cli_start.py` measures."""
     code = (
         "import sys; from dynamo_core.cli.entry import run; run(['--help'])\n"
         "heavy = {'dynamo_core.cli.serve', 'dynamo_core.config', 'dynamo_core.plugins', 'rich', 'uvloop', 'litestar', 'uvicorn',"
@@ -21,15 +21,6 @@ def test_help_names_every_command_without_importing_it():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/").stdout
     assert all(f"\n  {name} " in out for name in ("serve", "frontend", "worker", "status", "plugins", "config"))
     assert out.endswith("HEAVY []\n")
-
-
-def test_help_is_quick(dynamo):
-    def once() -> float:
-        started = time.perf_counter()
-        assert dynamo("--help").returncode == 0
-        return time.perf_counter() - started
-
-    assert min(once() for _ in range(5)) < 0.3  # the best of five: the machine may be busy with other tests
 
 
 @pytest.mark.parametrize("command", ["serve", "frontend", "worker"])
