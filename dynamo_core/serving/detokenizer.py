@@ -79,7 +79,9 @@ class _ByteDetokenizer(Detokenizer):
             if len(tail) >= 4:  # no character is longer
                 break
         self._rest = tail[utf_8_decode(tail, "replace", False)[1] :]
-        self._open = self._owed = bool(self._rest)
+        self._open = bool(self._rest)
+        self._owed = self._rest.decode("utf-8", "replace")
+        """What the prompt's text shows for a character that it leaves incomplete."""
 
     def _advance(self, token_id: int) -> str:
         table = self._table
@@ -101,11 +103,11 @@ class _ByteDetokenizer(Detokenizer):
         return self._settled(text) if self._owed else text
 
     def _settled(self, text: str) -> str:
-        """The prompt ends within a character: if that never completes, its U+FFFD belongs to the prompt's text."""
-        if not text:
-            return text
-        self._owed = False
-        return text.removeprefix(_UNKNOWN)
+        """If a character that the prompt began never completes, its U+FFFD belongs to the prompt's text."""
+        if text:
+            text = text.removeprefix(self._owed)
+            self._owed = ""
+        return text
 
 
 class _PieceDetokenizer(Detokenizer):

@@ -140,12 +140,14 @@ class _Probe(NamedTuple):
 
     @classmethod
     def of(cls, reference: tokenizers.Tokenizer, added_tokens: Sequence[AddedToken]) -> _Probe:
+        size = reference.get_vocab_size()
+        tokens = [token for index in range(0, size, size // 500 + 1) if (token := reference.id_to_token(index)) is not None]
+        spelt = [token.replace("▁", " ").replace("Ġ", " ") for token in tokens]
         encodings = [
             (text, add_special_tokens, reference.encode(text, add_special_tokens=add_special_tokens).ids)
-            for text in (*_SAMPLES, *_around(added_tokens))
+            for text in (*_SAMPLES, *_around(added_tokens), *spelt, *map("".join, zip(spelt, reversed(spelt), strict=True)))
             for add_special_tokens in (False, True)
         ]
-        size = reference.get_vocab_size()
         seen = {token_id for _, _, ids in encodings for token_id in ids}
         seen.update(range(min(size, 1024)), (size - 1, size, size + 100_000), (token.id for token in added_tokens))
         return cls(encodings, {token_id: reference.id_to_token(token_id) for token_id in sorted(seen)})

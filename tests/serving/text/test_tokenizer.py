@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+from dynamo_core.errors import InvalidRequest, StartupError
+from dynamo_core.serving.model_folder import ModelFolder
+from dynamo_core.serving.tokenizer import Tokenizer, load_tokenizer
+
+ModelPath = Callable[[str], Path]
+
+
+def load(folder: Path) -> Tokenizer:
+    return load_tokenizer(ModelFolder.load(folder))
+
+
+def edited(source: Path, target: Path, **changes: object) -> Path:
+    made = json.loads((source / "tokenizer.json").read_text())
+    (target / "tokenizer.json").write_text(json.dumps({**made, **changes}))
+    return target
+
+
+@pytest.mark.parametrize("name", ["byte_level", "byte_level_split", "gemma"])
+def test_fastokens_encodes_where_it_gives_the_same_ids(model_path: ModelPath, name: str) -> None:
+    pytest.importorskip("fastokens")
+    assert load(model_path(name)).backend == "fastokens"
+
+
+@pytest.mark.parametrize("name", ["unigram", "word_piece", "words"])
+def test_tokenizers_encodes_what_fastokens_does_not_know(model_path: ModelPath, name: str) -> None:
+    tokenizer = load(model_path(name))
+    reference = tokenizers.Tokenizer.from_file(str(model_path(name) / "tokenizer.json"))
+    assert tokenizer.encode("The quick brown fox") == reference.encode("The quick brown fox").ids
+
+
+def test_a_fastokens_that_gives_other_ids_is_not_used(
+    model_path: ModelPath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fastokens = pytest.importorskip("fastokens")
+    from_file = fastokens.Tokenizer.from_file
+
+    class Careless:
+        from_file = classmethod(lambda cls, path: cls(from_file(path)))
+
+        def __init__(self, tokenizer: object) -> None:
+            self._tokenizer = tokenizer
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._tokenizer, name)
+
+        def encode(self, text: str, add_special_tokens: bool = False) -> object:
+            return self._tokenizer.encode(text.replace("\t", " "), add_special_tokens=add_special_tokens)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(fastokens, "Tokenizer", Careless)
+    with caplog.at_level(logging.INFO):
+        tokenizer = load(model_path("byte_level"))
+    assert tokenizer.backend == "tokenizers"
+    assert "other ids for" in caplog.text
+    assert tokenizer.decode(tokenizer.encode("a\tb")) == "a\tb"
+
+
+def test_special_tokens_are_added_or_not(model_path: ModelPath) -> None:
+    tokenizer = load(model_path("byte_level_split"))
+    assert tokenizer.encode("the")[1:] == tokenizer.encode("the", add_special_tokens=False)
+    assert tokenizer.encode("the")[0] == tokenizer.token_id("<s>")
+    assert tokenizer.decode(tokenizer.encode("the")) == "the"
+    assert tokenizer.decode(tokenizer.encode("the"), skip_special_tokens=False) == "<s>the"
+
+
+def test_what_a_file_says_of_truncation_and_padding_is_not_followed(model_path: ModelPath, tmp_path: Path) -> None:
+    truncation = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    padding = {
+        "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "<unk>",
+    }  # fmt: skip
+    for name in ("byte_level", "word_piece"):
+        folder = edited(model_path(name), tmp_path, truncation=truncation, padding=padding)
+        text = "the quick brown fox jumps over the lazy dog"
+        assert load(folder).encode(text) == load(model_path(name)).encode(text)
+
+
+def test_a_token_is_shown_with_its_space_and_its_bytes(model_path: ModelPath) -> None:
+    for name in ("byte_level", "llama", "gemma"):
+        tokenizer = load(model_path(name))
+        token = tokenizer.encode("a the", add_special_tokens=False)[-1]
+        assert tokenizer.token_text(token) == " the"
+        assert tokenizer.token_bytes(token) == b" the"
+    llama = load(model_path("llama"))
+    byte = llama.token_id("<0xE4>")
+    assert byte is not None
+    assert (llama.token_text(byte), llama.token_bytes(byte)) == ("�", b"\xe4")
+    end = llama.token_id("</s>")
+    assert end is not None
+    assert llama.token_text(end) == "</s>"
+
+
+def test_half_a_surrogate_pair_is_the_clients_error(model_path: ModelPath) -> None:
+    for name in ("byte_level", "word_piece"):
+        with pytest.raises(InvalidRequest, match="surrogate"):
+            load(model_path(name)).encode("a\ud83d")
+
+
+def test_ids_with_gaps_between_them_are_found(model_path: ModelPath, tmp_path: Path) -> None:
+    made = json.loads((model_path("gemma") / "tokenizer.json").read_text())
+    made["model"]["vocab"]["the_last"] = 100_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(made))
+    tokenizer = load(tmp_path)
+    assert tokenizer.decode([100_000]) == "the_last"
+    detokenizer = tokenizer.detokenizer()
+    assert detokenizer.push(100_000) + detokenizer.push(99_999) + detokenizer.push(200_000) == "the_last"
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"model": {"type": "Nonsense"}}', "not JSON", '{"added_tokens": 3}', '{"decoder": []}']
+)
+def test_a_file_that_is_no_tokenizer_is_one_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(StartupError, match=r"tokenizer\.json' is not a tokenizer: .*; fetch") as caught:
+        load(tmp_path)
+    assert "\n" not in caught.value.message
