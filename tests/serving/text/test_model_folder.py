@@ -88,10 +88,10 @@ def test_named_templates_come_as_a_table_or_a_list(folder: Path, templates: obje
 
 
 def test_what_is_wrong_with_a_folder_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match="'org/model' does not exist; .*not downloaded by name"):
+    with pytest.raises(StartupError, match=r"'org/model' does not exist; .*not downloaded by name"):
         ModelFolder.load("org/model")
     (tmp_path / "file").write_text("")
-    with pytest.raises(StartupError, match="is a file; give the folder"):
+    with pytest.raises(StartupError, match=r"is a file; give the folder"):
         ModelFolder.load(tmp_path / "file")
     with pytest.raises(StartupError, match=r"has no tokenizer\.json; save"):
         ModelFolder.load(tmp_path)

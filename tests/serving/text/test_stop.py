@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +28,7 @@ def test_the_text_ends_at_the_first_stop_string_however_it_is_cut(
     matcher = StopMatcher(tuple(stops), include)
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     told, matched = "", None
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         result = matcher.push(text[start:end])
         told += result.text
         matched = result.matched

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -49,7 +49,7 @@ def test_variables_of_the_request_reach_the_template_and_win() -> None:
     source = "{{ bos_token }}{{ enable_thinking }}{{ messages | length }}"
     assert render(source, tokens={"bos_token": "<s>"}, enable_thinking=False) == "<s>False1"
     assert render(source, tokens={"bos_token": "<s>"}, bos_token="!") == "!1"
-    assert render(source, **{"messages": []}) == "1"
+    assert render(source, messages=[]) == "1"
 
 
 def test_json_is_written_as_it_is_without_html_escapes() -> None:
@@ -67,7 +67,8 @@ def test_loops_may_break_and_generation_blocks_are_their_body() -> None:
 
 
 def test_the_clock_can_be_read() -> None:
-    assert render("{{ strftime_now('%Y') }}") in {str(datetime.now().year), str(datetime.now().year - 1)}
+    years = (datetime.now(UTC) + timedelta(days=day) for day in (-1, 0, 1))
+    assert render("{{ strftime_now('%Y') }}") in [f"{year:%Y}" for year in years]
 
 
 def test_tools_choose_the_template_made_for_them() -> None:
@@ -83,8 +84,15 @@ def test_what_a_template_refuses_is_told_to_the_client() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["{{ messages[0].content + 1 }}", "{{ messages[5].role.x }}", "{{ messages.append(1) }}", "{{ ''.__class__.__mro__ }}{{ 1 / 0 }}"]
-)  # fmt: skip
+    "source",
+    [
+        "{{ messages[0].content + 1 }}",
+        "{{ messages[5].role.x }}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.x }}",
+        "{{ 1 / 0 }}",
+    ],
+)
 def test_what_a_template_cannot_render_is_the_clients_error(source: str) -> None:
     assert "chat template" in refusal(source).message
 
