@@ -45,7 +45,8 @@ def launch(
     ``out`` gets what is meant for the user, ``log`` the output of all processes and the progress; standard output and error if
     not given. ``child_command`` is followed by the path of an order; tests put a scripted child there.
     """
-    out, log = out or sys.stdout, log or sys.stderr.buffer
+    out = out or sys.stdout
+    log = log or sys.stderr.buffer
     compiled = check_serve(resolved)
     settings = resolved.settings
     port = reserve_port(settings.http_host, settings.http_port)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from typing import Any, TypeAlias
 
 from dynamo_core.errors import StartupError
 
 __all__ = ["PortReservation", "listening_socket", "reserve_port"]
+
+_Address: TypeAlias = tuple[Any, ...]
+"""Host and port, and two more numbers with IPv6, as :mod:`socket` has it."""
 
 
 class PortReservation:
@@ -57,18 +61,16 @@ def listening_socket(host: str, port: int, *, backlog: int, shared: bool) -> soc
     return sock
 
 
-def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]:
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, _Address]:
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
         raise StartupError(f"The address {host!r} cannot be resolved: name one of this machine with --http-host.") from None
     family, _, _, _, address = found[0]
-    return family, address  # type: ignore[return-value]  # SOCK_STREAM of an internet family has no other shape
+    return family, address
 
 
-def _bound(
-    family: socket.AddressFamily, address: tuple[str, int] | tuple[str, int, int, int], *, reuse_address: bool, reuse_port: bool
-) -> socket.socket:
+def _bound(family: socket.AddressFamily, address: _Address, *, reuse_address: bool, reuse_port: bool) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if family == socket.AF_INET6:
