@@ -1,6 +1,7 @@
 """Refuse every request that does not name its team in a header."""
 
 import msgspec
+
 from dynamo_core import hookimpl
 from dynamo_core.contracts import HttpRequestInfo
 from dynamo_core.errors import PermissionDenied

@@ -17,7 +17,7 @@ HOOKS = {name: getattr(hookspecs, name) for name in dir(hookspecs) if name.start
 
 
 def snippet(name: str) -> types.ModuleType:
-    source = re.search(rf"```python\n(# {re.escape(name)}\.py\n.*?)```", PAGE, re.S)
+    source = re.search(rf"```python\n(# {re.escape(name)}\.py\n.*?)```", PAGE, re.DOTALL)
     assert source is not None
     module = types.ModuleType(name)
     exec(compile(source[1], f"{name}.py", "exec"), module.__dict__)
@@ -25,7 +25,7 @@ def snippet(name: str) -> types.ModuleType:
 
 
 def test_every_hook_is_described_with_its_exact_arguments():
-    described = dict(re.findall(r"^### (dynamo_\w+)\((.*?)\)$", PAGE, re.M))
+    described = dict(re.findall(r"^### (dynamo_\w+)\((.*?)\)$", PAGE, re.MULTILINE))
     actual = {name: ", ".join(inspect.signature(hook).parameters) for name, hook in HOOKS.items()}
     assert described == actual
 

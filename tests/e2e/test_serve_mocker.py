@@ -178,7 +178,9 @@ class TestFailures:
         )  # fmt: skip
         wanted = chat(server, "survive", max_tokens=200).choices[0].message.content
         workers = server.pids("worker")
-        streams = [iter(chat(server, "survive", max_tokens=200, stream=True, stream_options={"include_usage": True})) for _ in range(4)]
+        streams = [
+            iter(chat(server, "survive", max_tokens=200, stream=True, stream_options={"include_usage": True})) for _ in range(4)
+        ]
         texts = ["".join(next(s).choices[0].delta.content or "" for _ in range(10)) for s in streams]
         os.kill(next(iter(workers.values())), signal.SIGKILL)
         for begun, stream in zip(texts, streams, strict=True):

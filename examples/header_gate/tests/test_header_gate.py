@@ -1,5 +1,6 @@
 import header_gate
 import pytest
+
 from dynamo_core.contracts import HttpRequestInfo
 from dynamo_core.errors import PermissionDenied
 
