@@ -3,7 +3,8 @@
 A plugin is a module or an object whose functions carry :data:`hookimpl` and one of these names. An implementation may leave out
 arguments that it does not need. Three kinds:
 
-* **registration**: called once at start-up; yield records of :mod:`dynamo_core.specs`.
+* **registration**: called once at start-up; yield records of :mod:`dynamo_core.specs`. The records whose factories get no
+  configuration come from hooks that do, as ``config``.
 * **request**: called for each request, compiled at start-up into plain calls; sync functions cost under 0.2 µs beside their own
   work, async ones a coroutine. Wrappers (``hookwrapper``) are refused here. ``config`` is the plugin's configuration or ``None``.
 * **lifecycle**: awaited in plugin order at start-up, in reverse order on the way down.
@@ -21,11 +22,19 @@ from dynamo_core.contracts.gate import HttpRequestInfo, PreparedRequest, Princip
 from dynamo_core.specs import (
     AuthenticatorSpec,
     CommandSpec,
+    ConnectorSpec,
     DiscoverySpec,
     EngineSpec,
     EventPlaneSpec,
     HttpSpec,
     MetricsSpec,
+    OutputFilterSpec,
+    ParserSpec,
+    PlannerSpec,
+    PlannerStageSpec,
+    PoolSelectorSpec,
+    PredictorSpec,
+    PrefillPolicySpec,
     RateLimiterSpec,
     RequestPlaneSpec,
     RouterSpec,
@@ -73,6 +82,41 @@ def dynamo_event_planes() -> Iterable[EventPlaneSpec]:  # type: ignore[empty-bod
 
 
 @hookspec
+def dynamo_planners() -> Iterable[PlannerSpec]:  # type: ignore[empty-body]
+    """Planners: how many workers each pool should have. Called once an interval. Alpha."""
+
+
+@hookspec
+def dynamo_planner_stages() -> Iterable[PlannerStageSpec]:  # type: ignore[empty-body]
+    """Steps of the pipeline around a planner: predict, propose, reconcile, constrain. Called once an interval. Alpha."""
+
+
+@hookspec
+def dynamo_predictors() -> Iterable[PredictorSpec]:  # type: ignore[empty-body]
+    """Predictors: the next value of one series. Called once an interval. Alpha."""
+
+
+@hookspec
+def dynamo_connectors() -> Iterable[ConnectorSpec]:  # type: ignore[empty-body]
+    """Connectors: carry a planner's decision out. Awaited once an interval. Alpha."""
+
+
+@hookspec
+def dynamo_pool_selectors() -> Iterable[PoolSelectorSpec]:  # type: ignore[empty-body]
+    """Pool selectors: which pool of workers a request goes to. Called once a request. Alpha."""
+
+
+@hookspec
+def dynamo_prefill_policies() -> Iterable[PrefillPolicySpec]:  # type: ignore[empty-body]
+    """Prefill policies: where a prompt is computed. Called once a request where there are prefill workers. Alpha."""
+
+
+@hookspec
+def dynamo_parsers() -> Iterable[ParserSpec]:  # type: ignore[empty-body]
+    """Parsers of tool calls and of reasoning, named by model cards. Called once a token of the choices that have one. Alpha."""
+
+
+@hookspec
 def dynamo_authenticators() -> Iterable[AuthenticatorSpec]:  # type: ignore[empty-body]
     """Authenticators; asked in plugin order until one admits or denies."""
 
@@ -83,17 +127,23 @@ def dynamo_rate_limiters() -> Iterable[RateLimiterSpec]:  # type: ignore[empty-b
 
 
 @hookspec
+def dynamo_output_filters() -> Iterable[OutputFilterSpec]:  # type: ignore[empty-body]
+    """Filters of the text on its way to the client. Asked once a stream; called once a token of the streams that have one, at
+    0.2 µs beside the filter's own work. A stream without a filter costs one test."""
+
+
+@hookspec
 def dynamo_metrics() -> Iterable[MetricsSpec]:  # type: ignore[empty-body]
     """Prometheus collectors of a plugin's own, on the frontend's ``/metrics``."""
 
 
 @hookspec
-def dynamo_http_routes() -> Iterable[HttpSpec]:  # type: ignore[empty-body]
+def dynamo_http_routes(config: Any) -> Iterable[HttpSpec]:  # type: ignore[empty-body]
     """Routes, middleware, guards and exception handlers for the Litestar application."""
 
 
 @hookspec
-def dynamo_commands() -> Iterable[CommandSpec]:  # type: ignore[empty-body]
+def dynamo_commands(config: Any) -> Iterable[CommandSpec]:  # type: ignore[empty-body]
     """Commands of ``dynamo``."""
 
 
@@ -135,7 +185,9 @@ def dynamo_shutdown(process: str, config: Any) -> None:
 
 REGISTRATION_HOOKS = (
     "dynamo_config", "dynamo_engines", "dynamo_routers", "dynamo_discovery", "dynamo_request_planes", "dynamo_event_planes",
-    "dynamo_authenticators", "dynamo_rate_limiters", "dynamo_metrics", "dynamo_http_routes", "dynamo_commands",
+    "dynamo_planners", "dynamo_planner_stages", "dynamo_predictors", "dynamo_connectors", "dynamo_pool_selectors",
+    "dynamo_prefill_policies", "dynamo_parsers", "dynamo_authenticators", "dynamo_rate_limiters", "dynamo_output_filters",
+    "dynamo_metrics", "dynamo_http_routes", "dynamo_commands",
 )  # fmt: skip
 REQUEST_HOOKS = ("dynamo_authenticate", "dynamo_rate_limit", "dynamo_prepare", "dynamo_request_finished")
 LIFECYCLE_HOOKS = ("dynamo_startup", "dynamo_shutdown")

@@ -1,6 +1,6 @@
 """The frozen records that registration hooks yield.
 
-``api`` is the version of the contract that a provider was written for; :data:`SUPPORTED_API` says which versions this core speaks.
+``api`` is the version of the contract that a provider was written for; :data:`SUPPORTED_API` says which ones this core speaks.
 A factory gets the plugin's configuration (an instance of what its ``dynamo_config`` hook names, or ``None``) and the context
 of its kind.
 """
@@ -12,23 +12,39 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from dynamo_core.contracts.connector import Connector, ConnectorContext
 from dynamo_core.contracts.discovery import Discovery
 from dynamo_core.contracts.engine import Engine, EngineContext
 from dynamo_core.contracts.gate import HttpRequestInfo, Principal, RequestSummary
+from dynamo_core.contracts.output_filter import OutputFilter, OutputStream
+from dynamo_core.contracts.parser import OutputParser, ParserContext
 from dynamo_core.contracts.planes import EventPlane, RequestPlane
+from dynamo_core.contracts.planner import Planner, PlannerContext
+from dynamo_core.contracts.planner_stage import PlannerStage, StageName
+from dynamo_core.contracts.pool_selector import PoolSelector, PoolSelectorContext
+from dynamo_core.contracts.predictor import Predictor, PredictorContext
+from dynamo_core.contracts.prefill_policy import PrefillPolicy, PrefillPolicyContext
 from dynamo_core.contracts.router import Router, RouterContext
 
 __all__ = [
     "SUPPORTED_API",
     "AuthenticatorSpec",
     "CommandSpec",
+    "ConnectorSpec",
     "DiscoverySpec",
     "EngineSpec",
     "EventPlaneSpec",
     "HttpSpec",
     "MetricsContext",
     "MetricsSpec",
+    "OutputFilterSpec",
+    "ParserSpec",
     "PlaneContext",
+    "PlannerSpec",
+    "PlannerStageSpec",
+    "PoolSelectorSpec",
+    "PredictorSpec",
+    "PrefillPolicySpec",
     "RateLimiterSpec",
     "RequestPlaneSpec",
     "RouterSpec",
@@ -38,7 +54,9 @@ __all__ = [
 SUPPORTED_API: Mapping[str, frozenset[int]] = {
     kind: frozenset({1})
     for kind in (
-        "engine", "router", "discovery", "request-plane", "event-plane", "authenticator", "rate-limiter", "metrics", "http", "command",
+        "engine", "router", "discovery", "request-plane", "event-plane", "planner", "planner-stage", "predictor", "connector",
+        "pool-selector", "prefill-policy", "parser", "authenticator", "rate-limiter", "output-filter",
+        "metrics", "http", "command",
     )
 }  # fmt: skip
 
@@ -109,6 +127,54 @@ class AuthenticatorSpec(_Spec, frozen=True, kw_only=True):
 class RateLimiterSpec(_Spec, frozen=True, kw_only=True):
     factory: Callable[[Any], Callable[[HttpRequestInfo, Principal | None], Any]]
     """Makes ``limit(request, principal) -> None``, sync or async; raises :class:`~dynamo_core.errors.RateLimited`."""
+
+
+class PlannerSpec(_Spec, frozen=True, kw_only=True):
+    stability: Stability = "alpha"
+    factory: Callable[[Any, PlannerContext], Planner]
+
+
+class PlannerStageSpec(_Spec, frozen=True, kw_only=True):
+    stability: Stability = "alpha"
+    stage: StageName
+    priority: int = 100
+    """Within its stage; lower runs first, equals in plugin order."""
+    factory: Callable[[Any, PlannerContext], PlannerStage]
+    """The context's own ``stages`` are empty here."""
+
+
+class PredictorSpec(_Spec, frozen=True, kw_only=True):
+    stability: Stability = "alpha"
+    factory: Callable[[Any, PredictorContext], Predictor]
+
+
+class ConnectorSpec(_Spec, frozen=True, kw_only=True):
+    stability: Stability = "alpha"
+    factory: Callable[[Any, ConnectorContext], Connector]
+
+
+class PoolSelectorSpec(_Spec, frozen=True, kw_only=True):
+    stability: Stability = "alpha"
+    factory: Callable[[Any, PoolSelectorContext], PoolSelector]
+
+
+class PrefillPolicySpec(_Spec, frozen=True, kw_only=True):
+    stability: Stability = "alpha"
+    factory: Callable[[Any, PrefillPolicyContext], PrefillPolicy]
+
+
+class ParserSpec(_Spec, frozen=True, kw_only=True):
+    """``name`` is what a model card's ``tool_call_parser`` or ``reasoning_parser`` says."""
+
+    stability: Stability = "alpha"
+    parses: Literal["tool-calls", "reasoning"]
+    """The same name may stand once for each."""
+    factory: Callable[[Any, ParserContext], OutputParser]
+
+
+class OutputFilterSpec(_Spec, frozen=True, kw_only=True):
+    factory: Callable[[Any], Callable[[OutputStream], OutputFilter | None]]
+    """Called once, at start-up; makes ``open(stream)``, which is called once a stream and returns ``None`` to leave it alone."""
 
 
 class MetricsSpec(_Spec, frozen=True, kw_only=True):

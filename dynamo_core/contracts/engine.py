@@ -149,9 +149,9 @@ class EngineContext(msgspec.Struct, frozen=True, kw_only=True):
     """A private folder that exists for this worker's life, for sockets and scratch files."""
     cpu_cores: tuple[int, ...] = ()
     """Cores set aside for this worker; empty: no preference."""
-    publish_kv_events: Callable[[Sequence[KvEvent]], None] = lambda events: None
+    publish_kv_events: Callable[[Sequence[KvEvent]], None] = lambda _: None
     """Tell routers what one step changed in the prefix cache. Never blocks."""
-    on_fatal: Callable[[str], None] = lambda message: None
+    on_fatal: Callable[[str], None] = lambda _: None
     """The engine is dead and cannot serve again: the worker logs the sentence and exits, so that it is started anew."""
 
 

@@ -66,14 +66,20 @@ class RequestPlane(Protocol):
     """One per process; both ends of it."""
 
     def serve(self, endpoint: str, handler: RequestHandler) -> Awaitable[str]:
-        """Accept requests for ``ns.comp.ep``; returns the address to publish in discovery. All endpoints of a process share a listener."""
+        """Accept requests for ``ns.comp.ep``; returns the address to publish in discovery.
+
+        All endpoints of a process share a listener.
+        """
 
     def unserve(self, endpoint: str) -> Awaitable[None]:
         """Refuse new requests with :class:`~dynamo_core.errors.EngineShutdown` from the first step on; running ones go on, and
         the awaitable is done when the last of them has ended."""
 
     def open(self, instance: Instance, request: Any, context: Context, receiver: StreamReceiver) -> ClientStream:
-        """Send a request. Never raises for the network: failures reach ``receiver.on_error``. Cancelling the context cancels the stream."""
+        """Send a request. Never raises for the network: failures reach ``receiver.on_error``.
+
+        Cancelling the context cancels the stream.
+        """
 
     def connect(self, instance: Instance) -> Awaitable[None]:
         """Make sure that the instance's process answers. Raises :class:`~dynamo_core.errors.CannotConnect`."""

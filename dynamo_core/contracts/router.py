@@ -69,7 +69,7 @@ class Route(msgspec.Struct, frozen=True):
 
 
 class Hold(msgspec.Struct, frozen=True):
-    """Not yet. The request is offered again when a worker, a load or a running request changes, and after ``retry_after`` seconds."""
+    """Not yet. Offered again when a worker, a load or a running request changes, and after ``retry_after`` seconds."""
 
     retry_after: float | None = None
     reason: str = ""
@@ -102,7 +102,7 @@ class Router(Protocol):
 
     # Optional:
     #   def first_token(self, request: RouteRequest, worker_id: int) -> None     prefill is over
-    #   def output_tokens(self, request, worker_id, count: int) -> None          only if defined: after each chunk; costs hot-path time
+    #   def output_tokens(self, request, worker_id, count: int) -> None          only if defined: after each chunk, hot
     #   def finished(self, request, worker_id, outcome: Outcome) -> None         exactly once for each Route
     #   def kv_events(self, batch: KvBatch) -> None                              in order per worker
     #   def kv_lost(self, worker_id: int, dp_rank: int) -> None                  batches were lost: what is known of it is void

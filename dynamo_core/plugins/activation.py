@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import msgspec
-import pluggy
 
 from dynamo_core import hookspecs
 from dynamo_core.errors import ConfigError, PluginError
@@ -17,9 +14,11 @@ from dynamo_core.plugins.chains import Step, authentication, procedure
 from dynamo_core.plugins.compiled import Compiled
 from dynamo_core.plugins.decoding import decode_table
 from dynamo_core.plugins.faults import Faults
-from dynamo_core.plugins.hooks import ActivePlugin, Implementation, bind, blame, find_hooks, is_async
+from dynamo_core.plugins.filters import FilterSource, OpenFilter, filtering
+from dynamo_core.plugins.hooks import ActivePlugin, Implementation, bind, blame, is_async
 from dynamo_core.plugins.installed import PluginInfo, installed_plugins
 from dynamo_core.plugins.lifecycle import Lifecycle, Participant
+from dynamo_core.plugins.loading import config_type, load_plugin, specified
 from dynamo_core.plugins.names import canonical_name, suggestion
 from dynamo_core.plugins.observers import Observer, observation
 from dynamo_core.plugins.providers import Providers, collect_providers
@@ -50,12 +49,11 @@ def activate(
     wanted = _wanted(names, left_out, installed)
     tables = tables or {}
     _check_tables(tables, wanted, installed, source)
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
+    manager = specified()
     plugins = []
     for name in wanted:
         info = installed[name]
-        hooks = find_hooks(info, _load(info), manager)
+        hooks = load_plugin(info, manager)
         plugins.append(ActivePlugin(info, hooks, _config(info, hooks, tables, source)))
     providers = collect_providers(plugins)
     return _compile(plugins, providers, process, installed=installed, blocked=left_out)
@@ -88,40 +86,17 @@ def _check_tables(tables: Mapping[str, Any], wanted: Collection[str], installed:
             _log.info("%s: [plugins.%s] is ignored, since plugin %s is not active", source, name, name)
 
 
-def _load(info: PluginInfo) -> object:
-    module, _, attributes = info.target.partition(":")
-    try:
-        plugin: object = importlib.import_module(module)
-        for attribute in filter(None, attributes.split(".")):
-            plugin = getattr(plugin, attribute)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a stranger's module raises is named
-        blame(info, f"cannot be imported from {info.target}", error)
-    return plugin
-
-
 def _config(
     info: PluginInfo, hooks: Mapping[str, Implementation], tables: Mapping[str, Mapping[str, Any]], source: str
 ) -> msgspec.Struct | None:
     table = tables.get(info.name, {})
     if not isinstance(table, Mapping):
         raise ConfigError(f"{source}: plugins.{info.name} is {table!r}, but must be a table: write [plugins.{info.name}].")
-    type_: Any = None
-    if "dynamo_config" in hooks:
-        try:
-            type_ = hooks["dynamo_config"].function()
-        except Exception as error:  # noqa: BLE001  # a stranger's code: named, and the process does not start
-            blame(info, "fails in dynamo_config", error)
+    type_ = config_type(info, hooks)
     if type_ is None:
         if table:
             raise ConfigError(f"{source}: plugin {info.label} has no settings: remove [plugins.{info.name}].")
         return None
-    if not (inspect.isclass(type_) and issubclass(type_, msgspec.Struct)):
-        raise PluginError(f"plugin {info.label}: dynamo_config must return a msgspec.Struct class, not {type_!r}.")
-    if not (type_.__struct_config__.forbid_unknown_fields and type_.__struct_config__.frozen):
-        raise PluginError(
-            f"plugin {info.label}: its configuration {type_.__name__} must be declared with frozen=True and "
-            f"forbid_unknown_fields=True."
-        )
     return decode_table(type_, table, path=f"plugins.{info.name}", source=source)
 
 
@@ -154,6 +129,14 @@ def _compile(
         discovery=by_kind["discovery"],
         request_planes=by_kind["request-plane"],
         event_planes=by_kind["event-plane"],
+        planners=by_kind["planner"],
+        planner_stages=by_kind["planner-stage"],
+        predictors=by_kind["predictor"],
+        connectors=by_kind["connector"],
+        pool_selectors=by_kind["pool-selector"],
+        prefill_policies=by_kind["prefill-policy"],
+        tool_parsers=by_kind["tool-parser"],
+        reasoning_parsers=by_kind["reasoning-parser"],
         commands=by_kind["command"],
         http=tuple(provider.spec for provider in by_kind["http"].values()),
         metrics=tuple(by_kind["metrics"].values()),
@@ -163,6 +146,7 @@ def _compile(
         rate_limit_async=rate_limit.is_async,
         prepare=prepare.function,
         prepare_async=prepare.is_async,
+        output_filter=_output_filter(ours, providers, faults),
         finished=observation(observers, faults),
         faults=faults,
         observers=observers,
@@ -183,15 +167,31 @@ def _steps(plugins: Sequence[ActivePlugin], providers: Providers, kind: str, hoo
     ranked: list[tuple[int, Step]] = []
     registration = {"authenticator": "dynamo_authenticators", "rate-limiter": "dynamo_rate_limiters"}.get(kind, "")
     for plugin in plugins:
-        for provider in providers.by_kind.get(kind, {}).values():
-            if provider.plugin == plugin.info.name:
-                function = _make(plugin.info, f"{kind} {provider.spec.name!r}", provider.spec.factory, provider.config)
-                step = Step(plugin.info.name, registration, function, is_async(function))
-                ranked.append((plugin.hooks[registration].tier, step))
+        for function in _made(plugin, providers, kind):
+            step = Step(plugin.info.name, registration, function, is_async(function))
+            ranked.append((plugin.hooks[registration].tier, step))
         if implementation := plugin.hooks.get(hook):
             step = Step(plugin.info.name, hook, bind(implementation, offered, plugin.config), implementation.is_async)
             ranked.append((implementation.tier, step))
     return [step for _, step in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def _output_filter(plugins: Sequence[ActivePlugin], providers: Providers, faults: Faults) -> OpenFilter | None:
+    """The registered output filters, in plugin order by tier."""
+    sources = []
+    for plugin, _ in _ordered(plugins, "dynamo_output_filters"):
+        for function in _made(plugin, providers, "output-filter"):
+            if is_async(function):
+                raise PluginError(f"plugin {plugin.info.label}: an output filter is opened without await, so use def.")
+            sources.append(FilterSource(plugin.info.name, function))
+    return filtering(sources, faults)
+
+
+def _made(plugin: ActivePlugin, providers: Providers, kind: str) -> Iterator[Callable[..., Any]]:
+    """What the factories of one plugin's records of ``kind`` make."""
+    for provider in providers.by_kind.get(kind, {}).values():
+        if provider.plugin == plugin.info.name:
+            yield _make(plugin.info, f"{kind} {provider.spec.name!r}", provider.spec.factory, provider.config)
 
 
 def _make(info: PluginInfo, what: str, factory: Callable[[Any], Any], config: Any) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ import msgspec
 
 from dynamo_core.errors import PluginError
 from dynamo_core.plugins.faults import Faults
+from dynamo_core.plugins.filters import OpenFilter
 from dynamo_core.plugins.hooks import blame
 from dynamo_core.plugins.installed import PluginInfo
 from dynamo_core.plugins.lifecycle import Lifecycle
@@ -30,6 +31,14 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     discovery: Mapping[str, Provider]
     request_planes: Mapping[str, Provider]
     event_planes: Mapping[str, Provider]
+    planners: Mapping[str, Provider]
+    planner_stages: Mapping[str, Provider]
+    predictors: Mapping[str, Provider]
+    connectors: Mapping[str, Provider]
+    pool_selectors: Mapping[str, Provider]
+    prefill_policies: Mapping[str, Provider]
+    tool_parsers: Mapping[str, Provider]
+    reasoning_parsers: Mapping[str, Provider]
     commands: Mapping[str, Provider]
     http: tuple[HttpSpec, ...]
     metrics: tuple[Provider, ...]
@@ -42,6 +51,8 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     prepare: Callable[..., Any] | None
     """``(prepared_request) -> None``, to be awaited if ``prepare_async``."""
     prepare_async: bool
+    output_filter: OpenFilter | None
+    """``(output_stream) -> filter | None``, once a stream; raises what ends the request, as does the filter."""
     finished: Observe | None
     """``(summary) -> None``; never raises."""
     faults: Faults
@@ -54,7 +65,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Plugins that ``--no-plugin`` leaves out."""
 
     def engine(self, name: str) -> Provider:
-        """Raises :class:`~dynamo_core.errors.PluginError` that says why there is none and what to do, as do the four below."""
+        """Raises :class:`~dynamo_core.errors.PluginError` that says why there is none and what to do, as do those below."""
         return self._find("engine", self.engines, name)
 
     def router(self, name: str) -> Provider:
@@ -72,6 +83,32 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     def event_plane(self, name: str) -> Provider:
         return self._find("event plane", self.event_planes, name)
+
+    def planner(self, name: str) -> Provider:
+        return self._find("planner", self.planners, name)
+
+    def predictor(self, name: str) -> Provider:
+        return self._find("predictor", self.predictors, name)
+
+    def connector(self, name: str) -> Provider:
+        return self._find("connector", self.connectors, name)
+
+    def pool_selector(self, name: str) -> Provider:
+        return self._find("pool selector", self.pool_selectors, name)
+
+    def prefill_policy(self, name: str) -> Provider:
+        return self._find("prefill policy", self.prefill_policies, name)
+
+    def tool_parser(self, name: str) -> Provider:
+        return self._find("tool parser", self.tool_parsers, name)
+
+    def reasoning_parser(self, name: str) -> Provider:
+        return self._find("reasoning parser", self.reasoning_parsers, name)
+
+    def stages(self, stage: str) -> tuple[Provider, ...]:
+        """The providers of one planner stage in the order in which they run."""
+        chosen = [provider for provider in self.planner_stages.values() if provider.spec.stage == stage]
+        return tuple(sorted(chosen, key=lambda provider: int(provider.spec.priority)))
 
     def command(self, name: str) -> Provider:
         return self._find("command", self.commands, name)

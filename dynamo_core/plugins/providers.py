@@ -5,18 +5,28 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 
 import dynamo_core
 from dynamo_core import specs
 from dynamo_core.errors import PluginError
-from dynamo_core.plugins.hooks import ActivePlugin, blame
+from dynamo_core.plugins.hooks import ActivePlugin, bind, blame
 from dynamo_core.plugins.installed import PluginInfo
 from dynamo_core.plugins.names import is_plugin_name
 
-__all__ = ["KINDS", "Kind", "Provider", "Providers", "collect_providers"]
+__all__ = [
+    "KINDS",
+    "TABLES",
+    "Kind",
+    "Provider",
+    "Providers",
+    "check_requirements",
+    "collect_providers",
+    "plugin_records",
+    "table_of",
+]
 
 
 class Provider(msgspec.Struct, frozen=True, eq=False):
@@ -34,6 +44,8 @@ class Kind(NamedTuple):
     """As in ``SUPPORTED_API`` and in ``provides``."""
     hook: str
     record: type[msgspec.Struct]
+    factory_takes: tuple[str, ...] = ("config", "context")
+    """What the record's factory is called with."""
 
 
 KINDS: tuple[Kind, ...] = (
@@ -42,12 +54,27 @@ KINDS: tuple[Kind, ...] = (
     Kind("discovery", "dynamo_discovery", specs.DiscoverySpec),
     Kind("request-plane", "dynamo_request_planes", specs.RequestPlaneSpec),
     Kind("event-plane", "dynamo_event_planes", specs.EventPlaneSpec),
-    Kind("authenticator", "dynamo_authenticators", specs.AuthenticatorSpec),
-    Kind("rate-limiter", "dynamo_rate_limiters", specs.RateLimiterSpec),
+    Kind("planner", "dynamo_planners", specs.PlannerSpec),
+    Kind("planner-stage", "dynamo_planner_stages", specs.PlannerStageSpec),
+    Kind("predictor", "dynamo_predictors", specs.PredictorSpec),
+    Kind("connector", "dynamo_connectors", specs.ConnectorSpec),
+    Kind("pool-selector", "dynamo_pool_selectors", specs.PoolSelectorSpec),
+    Kind("prefill-policy", "dynamo_prefill_policies", specs.PrefillPolicySpec),
+    Kind("parser", "dynamo_parsers", specs.ParserSpec),
+    Kind("authenticator", "dynamo_authenticators", specs.AuthenticatorSpec, ("config",)),
+    Kind("rate-limiter", "dynamo_rate_limiters", specs.RateLimiterSpec, ("config",)),
+    Kind("output-filter", "dynamo_output_filters", specs.OutputFilterSpec, ("config",)),
     Kind("metrics", "dynamo_metrics", specs.MetricsSpec),
-    Kind("http", "dynamo_http_routes", specs.HttpSpec),
-    Kind("command", "dynamo_commands", specs.CommandSpec),
+    Kind("http", "dynamo_http_routes", specs.HttpSpec, ()),
+    Kind("command", "dynamo_commands", specs.CommandSpec, ()),
 )
+
+_PARSER_TABLES = {"tool-calls": "tool-parser", "reasoning": "reasoning-parser"}
+
+TABLES: tuple[str, ...] = (*(kind.name for kind in KINDS if kind.name != "parser"), *_PARSER_TABLES.values())
+"""The name spaces of providers: each kind is one, but tool and reasoning parsers may share names."""
+
+_STABILITIES = f"choose one of {', '.join(get_args(specs.Stability))}"
 
 _FUNCTION_PROVIDERS = {"authenticator": "dynamo_authenticate", "rate-limiter": "dynamo_rate_limit"}
 """A request hook's function is a provider of this kind, named after its plugin."""
@@ -55,7 +82,7 @@ _FUNCTION_PROVIDERS = {"authenticator": "dynamo_authenticate", "rate-limiter": "
 
 class Providers(NamedTuple):
     by_kind: Mapping[str, Mapping[str, Provider]]
-    """Kind → name → provider, in plugin order."""
+    """Table (see :data:`TABLES`) → name → provider, in plugin order."""
     provides: Mapping[str, tuple[str, ...]]
     """Plugin → what :attr:`PluginInfo.provides` shows."""
 
@@ -66,18 +93,19 @@ def collect_providers(plugins: Sequence[ActivePlugin]) -> Providers:
     Raises :class:`~dynamo_core.errors.PluginError` for what raises, is not a record of its hook, has a bad or taken name, was
     written for another contract version, or needs a module that is not installed.
     """
-    by_kind: dict[str, dict[str, Provider]] = {kind.name: {} for kind in KINDS}
+    by_kind: dict[str, dict[str, Provider]] = {table: {} for table in TABLES}
     owners: dict[tuple[str, str], PluginInfo] = {}
     provides: dict[str, tuple[str, ...]] = {}
     for plugin in plugins:
         shown: list[str] = []
         for kind in KINDS:
-            for record in _records(plugin, kind):
-                _check(plugin.info, kind, record)
+            for record in plugin_records(plugin, kind):
+                check_requirements(kind, record)
+                table = table_of(kind, record)
                 for name in (record.name, *getattr(record, "aliases", ())):
-                    _claim(owners, kind.name, name, plugin.info)
-                by_kind[kind.name][record.name] = Provider(record, plugin.info.name, plugin.config)
-                shown.append(f"{kind.name}:{record.name}")
+                    _claim(owners, table, name, plugin.info)
+                by_kind[table][record.name] = Provider(record, plugin.info.name, plugin.config)
+                shown.append(f"{table}:{record.name}")
         for kind_name, hook in _FUNCTION_PROVIDERS.items():
             if hook in plugin.hooks:
                 _claim(owners, kind_name, plugin.info.name, plugin.info)
@@ -86,13 +114,18 @@ def collect_providers(plugins: Sequence[ActivePlugin]) -> Providers:
     return Providers(by_kind, provides)
 
 
-def _records(plugin: ActivePlugin, kind: Kind) -> Iterable[Any]:
+def table_of(kind: Kind, record: Any) -> str:
+    return _PARSER_TABLES[record.parses] if kind.name == "parser" else kind.name
+
+
+def plugin_records(plugin: ActivePlugin, kind: Kind) -> Sequence[Any]:
+    """What a plugin yields from the registration hook of ``kind``, checked but for what it requires of this machine."""
     implementation = plugin.hooks.get(kind.hook)
     if implementation is None:
-        return ()
+        return []
     result: Any = None
     try:
-        result = implementation.function()
+        result = bind(implementation, ("config",), plugin.config)(plugin.config)
         records = list(result)
     except Exception as error:  # a stranger's code: whatever it raises is named and ends the start-up
         if isinstance(error, TypeError) and not isinstance(result, Iterable):
@@ -101,6 +134,7 @@ def _records(plugin: ActivePlugin, kind: Kind) -> Iterable[Any]:
     for record in records:
         if not isinstance(record, kind.record):
             raise PluginError(_wrong_result(plugin.info, kind, record))
+        _check(plugin.info, kind, record)
     return records
 
 
@@ -122,6 +156,16 @@ def _check(info: PluginInfo, kind: Kind, record: Any) -> None:
             f"plugin {info.label}: {kind.name} {record.name!r} is written for version {record.api} of the {kind.name} contract, "
             f"and dynamo-core {dynamo_core.__version__} has {_listed(supported)}: {todo}."
         )
+    if record.stability not in get_args(specs.Stability):
+        raise PluginError(f"plugin {info.label}: {kind.name} {record.name!r} has stability {record.stability!r}: {_STABILITIES}.")
+    if kind.name == "parser" and record.parses not in _PARSER_TABLES:
+        raise PluginError(
+            f"plugin {info.label}: parser {record.name!r} must parse 'tool-calls' or 'reasoning', not {record.parses!r}."
+        )
+
+
+def check_requirements(kind: Kind, record: Any) -> None:
+    """Raises :class:`~dynamo_core.errors.PluginError` with the pip line for a module that a provider needs and is not here."""
     for module, command in getattr(record, "requires", {}).items():
         if not _importable(module):
             raise PluginError(f"{kind.name} {record.name!r} needs module {module!r}, which is not installed here: {command}")

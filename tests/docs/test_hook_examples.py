@@ -45,7 +45,7 @@ from dynamo_core.plugins import Compiled, activate
 from dynamo_core.specs import MetricsContext
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
-SECTIONS = dict(re.findall(r"^### (dynamo_\w+)\(.*?\)$(.*?)(?=^##)", PAGE, re.M | re.S))
+SECTIONS = dict(re.findall(r"^### (dynamo_\w+)\(.*?\)$(.*?)(?=^##)", PAGE, re.MULTILINE | re.DOTALL))
 HOOKS = (*hookspecs.REGISTRATION_HOOKS, *hookspecs.REQUEST_HOOKS, *hookspecs.LIFECYCLE_HOOKS)
 INFO = HttpRequestInfo(id="r", method="POST", path="/v1/completions", headers={}, client="10.0.0.9")
 
@@ -58,16 +58,17 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Example:
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def activated(hook: str) -> Compiled:
-        (source,) = re.findall(r"```python\n(.*?)```", SECTIONS[hook], re.S)
+        (source,) = re.findall(r"```python\n(.*?)```", SECTIONS[hook], re.DOTALL)
         module = f"example_of_{hook}"
+        name = module.replace("_", "-")
         (tmp_path / f"{module}.py").write_text(source)
         info = tmp_path / f"{module}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[dynamo.plugins]\nexample = {module}\n")
+        (info / "entry_points.txt").write_text(f"[dynamo.plugins]\n{name} = {module}\n")
         importlib.invalidate_caches()
         monkeypatch.delitem(sys.modules, module, raising=False)
-        return activate(["example"])
+        return activate([name])
 
     return activated
 
@@ -85,7 +86,7 @@ def test_every_hook_has_an_example_that_is_a_plugin_and_says_its_kind(example: E
 
 @pytest.mark.parametrize("hook", [hook for hook in HOOKS if hook not in hookspecs.LIFECYCLE_HOOKS])
 def test_every_hook_says_what_it_costs(hook: str) -> None:
-    assert re.search(r"\bCost: ", SECTIONS[hook])
+    assert re.search(r"\bCost:\s", SECTIONS[hook])
 
 
 async def test_engine(example: Example) -> None:
