@@ -45,17 +45,17 @@ def launch(
     ``out`` gets what is meant for the user, ``log`` the output of all processes and the progress; standard output and error if
     not given. ``child_command`` is followed by the path of an order; tests put a scripted child there.
     """
-    out = out or sys.stdout
-    log = log or sys.stderr.buffer
+    told: TextIO = out or sys.stdout
+    logged: BinaryIO = log or sys.stderr.buffer
     compiled = check_serve(resolved)
     settings = resolved.settings
     port = reserve_port(settings.http_host, settings.http_port)
     try:
         folder = RunFolder.create(settings.run_dir, environ)
         try:
-            _tell(_plugin_line(compiled), out)
+            _tell(_plugin_line(compiled), told)
             plans = _plans(resolved, folder, port, environ, child_command)
-            return _supervise(plans, folder, port, settings, out, log, colour=log.isatty() and not environ.get("NO_COLOR"))
+            return _supervise(plans, folder, port, settings, told, logged, colour=logged.isatty() and not environ.get("NO_COLOR"))
         finally:
             folder.close()
     finally:
