@@ -85,13 +85,16 @@ class _ByteDetokenizer(Detokenizer):
 
     def _advance(self, token_id: int) -> str:
         table = self._table
-        text = table.text(token_id)
-        if not self._open:
-            if text is not None:
+        data = table.data.get(token_id)
+        if data is None:
+            text = table.text(token_id)
+            if text is None:
+                data = table.data[token_id]
+            elif self._open:
+                data = text.encode()
+            else:
                 return text
-            data = table.data[token_id]
-        else:
-            data = self._rest + (table.data[token_id] if text is None else text.encode())
+        data = self._rest + data
         text, used = utf_8_decode(data, "replace", False)
         self._rest = data[used:]
         self._open = used < len(data)
@@ -150,6 +153,9 @@ class _PieceDetokenizer(Detokenizer):
 
     def _advance(self, token_id: int) -> str:
         table = self._table
+        data = table.data.get(token_id)
+        if data is not None:
+            return self._take_byte(data)
         text = table.text(token_id)
         if text is None:
             return self._take_byte(table.data[token_id])
