@@ -86,7 +86,7 @@ class ServedModel:
 
     # --- requests ------------------------------------------------------------------------------------------------------------
 
-    def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> str:
+    def render_chat(self, messages: list[dict[str, Any]], /, **options: Any) -> str:
         """The prompt's text; ``options`` as :meth:`ChatTemplate.render` takes them. Encode it without special tokens."""
         return self.template.render(messages, **options)
 
