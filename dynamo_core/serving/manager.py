@@ -42,6 +42,7 @@ class ModelManager:
         """Called with the model's name and the worker's id."""
         self._runtime = runtime
         self._faults = compiled.faults
+        self._open_filter = compiled.output_filter
         self._router = router
         self._settings = settings
         self._clock = clock
@@ -189,6 +190,7 @@ class ModelManager:
             self._runtime.event_plane,
             migration_limit=self._settings.migration_limit,
             clock=self._clock,
+            open_filter=self._open_filter,
         )
 
     # --- instances -----------------------------------------------------------------------------------------------------------

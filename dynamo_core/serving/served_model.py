@@ -10,9 +10,19 @@ from typing import Any
 
 import msgspec
 
-from dynamo_core.contracts import Context, EngineRequest, EventPlane, ModelCard, RouteRequest, WorkerView
+from dynamo_core.contracts import (
+    Context,
+    EngineRequest,
+    EventPlane,
+    ModelCard,
+    OutputFilter,
+    OutputStream,
+    RouteRequest,
+    WorkerView,
+)
 from dynamo_core.errors import ContextLengthExceeded
 from dynamo_core.serving.dispatch import DispatchCounters, Dispatcher
+from dynamo_core.serving.filtered_sink import filtered
 from dynamo_core.serving.generation import Generation
 from dynamo_core.serving.model_text import ModelText
 from dynamo_core.serving.output import GenerationRequest, OutputSink
@@ -41,6 +51,7 @@ class ServedModel:
         *,
         migration_limit: int = 3,
         clock: Callable[[], float] = time.monotonic,
+        open_filter: Callable[[OutputStream], OutputFilter | None] | None = None,
     ) -> None:
         self.name = card.name
         self.card = card
@@ -51,6 +62,7 @@ class ServedModel:
         self._dispatcher = Dispatcher(card.name, router, migration_limit=migration_limit)
         self._event_plane = event_plane
         self._clock = clock
+        self._open_filter = open_filter
         self._feeds: dict[int, WorkerFeed] = {}
         self._run = secrets.token_hex(3)
         self._count = count()
@@ -114,8 +126,11 @@ class ServedModel:
         """Start it; nothing reaches the sink before this call returns.
 
         Raises nothing for the network or the workers: that ends in ``sink.failed``. The record gets worker ids, times and
-        token counts; closing it, after the sink's last call or after killing the context, is the caller's.
+        token counts; closing it, after the sink's last call or after killing the context, is the caller's. An output filter
+        may refuse the request: that is raised.
         """
+        if self._open_filter is not None:
+            sink = filtered(sink, request, record, self.name, self._open_filter)
         generation = Generation(request, sink, record, context, self.tokenizer)
         record.card = self.card
         for index, choice in enumerate(generation.choices):

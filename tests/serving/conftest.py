@@ -219,7 +219,9 @@ class QuietEvents:
 class Stage:
     """One served model on played workers."""
 
-    def __init__(self, workers: Sequence[int] = (1, 2), *, migration_limit: int = 3, context_length: int = 0) -> None:
+    def __init__(
+        self, workers: Sequence[int] = (1, 2), *, migration_limit: int = 3, context_length: int = 0, open_filter: Any = None
+    ) -> None:
         self.router = AskedRouter()
         self.workers = PlayedWorkers()
         self.events = QuietEvents()
@@ -231,6 +233,7 @@ class Stage:
             RouterGuard(self.router, "letters", "asked", self.faults),
             self.events,  # type: ignore[arg-type]
             migration_limit=migration_limit,
+            open_filter=open_filter,
         )
         for worker in workers:
             self.model.add_worker(worker, self.card, self.workers, f"events-{worker}")
