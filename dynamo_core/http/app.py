@@ -45,7 +45,7 @@ def create_app(
     the callback that has the token. Middleware of a plugin wants to see what is sent: with any, streams go through it instead.
     """
     specs = tuple(compiled.http)
-    body_limit = int(settings.http_body_limit_mb * 2**20)
+    body_limit = round(settings.http_body_limit_mb * 2**20)
     service = OpenAiService(manager, metrics, Preparer.of(compiled))
     metrics.start_plugins(compiled)
     admission = gate(compiled)

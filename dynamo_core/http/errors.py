@@ -94,6 +94,8 @@ def client_gone(error: BaseException | None) -> bool:
 
 
 def _dynamo_response(request: AnyRequest, error: DynamoError) -> Response[bytes]:
+    if (exchange := request.scope["state"].get("dynamo_exchange")) is not None:
+        exchange.error = error  # for the account: this may stand for another exception
     if error.status >= 500 and not isinstance(error, ServiceUnavailable):
         _log.error("request %s failed: %s: %s", _request_id(request), type(error).__name__, error.message)
     headers: dict[str, str] = {}
@@ -109,7 +111,7 @@ def _framework_response(request: AnyRequest, error: HTTPException, body_limit: i
     if client_gone(error):
         return _dynamo_response(request, Cancelled("The client closed the request."))
     if isinstance(error, LitestarTooLarge):
-        limit = f"The request body is larger than this server takes ({body_limit / 2**20:g} MiB)."
+        limit = f"The request body is larger than this server takes ({body_limit / 2**20:.3g} MiB)."
         return _dynamo_response(request, PayloadTooLarge(limit))
     if status >= 500 and isinstance(error, InternalServerException):
         return _bug_response(request, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -17,6 +18,9 @@ from dynamo_core.serving.output import GenerationRequest, OutputSink
 from dynamo_core.serving.record import RequestRecord
 
 __all__ = ["Begin", "EndCallback", "GenerationReply", "PausableGeneration", "SinkFactory"]
+
+_LAST_WORDS_SECONDS = 1.0
+"""What a client gets to take the end of its stream when the server does not wait any longer."""
 
 EndCallback = Callable[[DynamoError | None], None]
 SinkFactory = Callable[[Writer, RequestRecord, EndCallback], OutputSink]
@@ -86,8 +90,8 @@ class GenerationReply:
                 self._start(writer)
             await writer.serve(self._done)
         except asyncio.CancelledError:
-            self._shut_down(writer)
-            raise
+            await self._shut_down(writer)
+            return
         except BaseException:
             self._context.kill()
             raise
@@ -121,10 +125,17 @@ class GenerationReply:
             self._exchange.status = 499
             self._done.set_result(None)
 
-    def _shut_down(self, writer: Writer) -> None:
-        """The server ends before the generation does."""
+    async def _shut_down(self, writer: Writer) -> None:
+        """The server ends before the generation does, and cancels this task: tell the client, and let the task end by that."""
         self._context.kill()
+        error = ServiceUnavailable("The server is shutting down.")
+        if not writer.started:
+            raise error
         if self._record.summary is None:
-            self._record.close(503, "failed", ServiceUnavailable.default_code)
-            if writer.started:
-                writer.end(cut_short(ServiceUnavailable("The server is shutting down.")))
+            self._record.close(error.status, "failed", error.code)
+            writer.end(cut_short(error))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # the first was cancelled with the task
+        done.set_result(None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                await writer.serve(done)

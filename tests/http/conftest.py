@@ -169,6 +169,7 @@ class Running:
     openai: AsyncOpenAI
     summaries: asyncio.Queue[RequestSummary]
     server: HttpServer
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def chat(self, *, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
         body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **fields}
@@ -181,6 +182,7 @@ class Running:
 
     async def raw(self, request: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writers.append(writer)
         writer.write(request)
         return reader, writer
 
@@ -218,8 +220,10 @@ async def serve() -> AsyncIterator[Serve]:
         server = HttpServer(app, sock, grace=grace)
         await server.start()
         url = f"http://127.0.0.1:{server.port}"
-        client = httpx.AsyncClient(base_url=url, timeout=30, trust_env=False)
-        openai = AsyncOpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0, http_client=httpx.AsyncClient(trust_env=False))
+        client = httpx.AsyncClient(base_url=url, timeout=30, trust_env=False, verify=False)
+        openai = AsyncOpenAI(
+            base_url=f"{url}/v1", api_key="k", max_retries=0, http_client=httpx.AsyncClient(trust_env=False, verify=False)
+        )
         running = Running(url, server.port, models[0], manager, health, metrics, client, openai, summaries, server)
         started.append(running)
         return running
@@ -228,6 +232,8 @@ async def serve() -> AsyncIterator[Serve]:
     for running in started:
         await running.http.aclose()
         await running.openai.close()
+        for writer in running.writers:
+            writer.close()
         await running.server.stop()
 
 

@@ -168,7 +168,19 @@ async def test_fields_reach_the_pipeline(running: Any) -> None:
 
 async def test_nulls_mean_defaults_and_the_context_bounds_the_answer(running: Any) -> None:
     running.model.script = lambda played: played.say("x")
-    names = ("temperature", "top_p", "n", "stop", "max_tokens", "seed", "logit_bias", "tools", "response_format", "stream", "user")
+    names = (
+        "temperature",
+        "top_p",
+        "n",
+        "stop",
+        "max_tokens",
+        "seed",
+        "logit_bias",
+        "tools",
+        "response_format",
+        "stream",
+        "user",
+    )
     assert (await running.chat(**dict.fromkeys(names))).status_code == 200
     request = (await running.model.generations.get()).request
     assert request.n == 1
