@@ -42,3 +42,19 @@ def show(config: str | None, as_json: bool, **flags: Any) -> None:
         return
     rows = [(name, msgspec.json.encode(value).decode(), origins[name].name) for name, value in values.items()]
     click.echo(table(("SETTING", "VALUE", "ORIGIN"), rows))
+
+
+@command.command("schema")
+@setting_options(
+    "plugins", only=("plugins", "no_plugins", "engine", "router", "discovery_backend", "request_plane", "event_plane")
+)
+@config_option
+def schema(config: str | None, **flags: Any) -> None:
+    """JSON Schema of dynamo.toml, with the tables of the plugins that `dynamo serve` would use."""
+    from dynamo_core.config import active_plugin_names, resolve
+    from dynamo_core.config.schema import configuration_schema
+    from dynamo_core.plugins import configuration_types
+
+    resolved = resolve(flags, file=config)
+    types = configuration_types(active_plugin_names(resolved.settings, process="serve"))
+    click.echo(msgspec.json.format(msgspec.json.encode(configuration_schema(types), enc_hook=str)))

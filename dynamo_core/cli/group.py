@@ -24,7 +24,7 @@ _COMMANDS = {
     "frontend": "Run one frontend in the foreground.",
     "worker": "Run one worker in the foreground.",
     "status": "Show processes, models and workers of a running serve.",
-    "plugins": "Show installed plugins.",
+    "plugins": "Show and check plugins.",
     "config": "Show settings and where each value came from.",
 }
 

@@ -9,6 +9,8 @@ import click
 import msgspec
 
 from dynamo_core.cli.options import config_option, json_option, setting_options
+from dynamo_core.cli.plugin_check import check
+from dynamo_core.cli.plugin_show import show
 from dynamo_core.cli.table import table
 
 if TYPE_CHECKING:
@@ -22,7 +24,11 @@ _SELECTING = ("plugins", "no_plugins", "engine", "router", "discovery_backend", 
 
 @click.group("plugins")
 def command() -> None:
-    """Show installed plugins."""
+    """Show and check installed plugins."""
+
+
+command.add_command(show)
+command.add_command(check)
 
 
 @command.command("list")

@@ -3,8 +3,10 @@
 from dynamo_core.plugins.activation import Process, activate
 from dynamo_core.plugins.compiled import Compiled
 from dynamo_core.plugins.decoding import decode_table, describe_type
+from dynamo_core.plugins.description import PluginDescription, describe_plugin
 from dynamo_core.plugins.faults import Faults
 from dynamo_core.plugins.installed import PluginInfo, installed_plugins
+from dynamo_core.plugins.loading import configuration_types
 from dynamo_core.plugins.names import canonical_name, is_plugin_name, nearest_name, suggestion
 from dynamo_core.plugins.observers import Observer, observation
 from dynamo_core.plugins.providers import Provider
@@ -13,12 +15,15 @@ __all__ = [
     "Compiled",
     "Faults",
     "Observer",
+    "PluginDescription",
     "PluginInfo",
     "Process",
     "Provider",
     "activate",
     "canonical_name",
+    "configuration_types",
     "decode_table",
+    "describe_plugin",
     "describe_type",
     "installed_plugins",
     "is_plugin_name",

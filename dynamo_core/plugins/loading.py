@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,9 +13,10 @@ import pluggy
 from dynamo_core import hookspecs
 from dynamo_core.errors import PluginError
 from dynamo_core.plugins.hooks import Implementation, blame, find_hooks
-from dynamo_core.plugins.installed import PluginInfo
+from dynamo_core.plugins.installed import PluginInfo, installed_plugins
+from dynamo_core.plugins.names import suggestion
 
-__all__ = ["config_type", "load_plugin", "plugin_object", "specified"]
+__all__ = ["config_type", "configuration_types", "load_plugin", "plugin_object", "specified"]
 
 
 def specified() -> pluggy.PluginManager:
@@ -40,6 +41,20 @@ def plugin_object(info: PluginInfo) -> object:
 def load_plugin(info: PluginInfo, manager: pluggy.PluginManager) -> dict[str, Implementation]:
     """Import it and register its hooks; see :func:`~dynamo_core.plugins.hooks.find_hooks` for what is refused."""
     return find_hooks(info, plugin_object(info), manager)
+
+
+def configuration_types(names: Sequence[str]) -> dict[str, type[msgspec.Struct]]:
+    """Import the plugins ``names`` → the configuration types of those that have one."""
+    installed = installed_plugins()
+    manager = specified()
+    types: dict[str, type[msgspec.Struct]] = {}
+    for name in names:
+        if name not in installed:
+            raise PluginError(f"plugin {name!r} is not installed: {suggestion(name, installed, what='installed plugins')}")
+        type_ = config_type(installed[name], load_plugin(installed[name], manager))
+        if type_ is not None:
+            types[name] = type_
+    return types
 
 
 def config_type(info: PluginInfo, hooks: Mapping[str, Implementation]) -> type[msgspec.Struct] | None:
