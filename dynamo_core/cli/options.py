@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -21,11 +22,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 def setting_options(command: str, *, only: Collection[str] | None = None) -> Callable[[_Function], _Function]:
     """Options of every setting that ``command`` has, or of ``only`` these settings.
 
-    A flag that is not given is ``None`` or ``()``. Types and ranges are :func:`~dynamo_core.config.resolve`'s business, so that
-    all sources are judged alike.
+    ``-v`` and ``-vv`` come with them: ``--log debug`` and ``--log trace``, also for the command's own process. A flag that is
+    not given is ``None`` or ``()``. Types and ranges are :func:`~dynamo_core.config.resolve`'s business, so that all sources are
+    judged alike.
     """
 
     def decorate(function: _Function) -> _Function:
+        function = _with_verbose(function)
         for field in reversed(tuple(settings_fields().values())):
             wanted = field.name in only if only is not None else not field.commands or command in field.commands
             if wanted and field.flag is not None:
@@ -33,6 +36,20 @@ def setting_options(command: str, *, only: Collection[str] | None = None) -> Cal
         return function
 
     return decorate
+
+
+def _with_verbose(function: _Function) -> _Function:
+    @functools.wraps(function)
+    def command(*args: Any, verbose: int, **flags: Any) -> Any:
+        if verbose:
+            from dynamo_core.runtime.logging import configure_dynamo_logging
+
+            level = flags.get("log") or ("debug" if verbose == 1 else "trace")
+            flags["log"] = level
+            configure_dynamo_logging(level)
+        return function(*args, **flags)
+
+    return click.option("-v", "verbose", count=True, help="Log more: -v debug, -vv trace.")(command)  # type: ignore[return-value]
 
 
 def _option(field: Field) -> Callable[[_Function], _Function]:

@@ -15,6 +15,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from dynamo_core.contracts.gate import HttpRequestInfo, Principal, RequestSummary
 from dynamo_core.errors import DynamoError
 from dynamo_core.http.errors import client_gone
+from dynamo_core.runtime.logging import REQUEST_ID
 from dynamo_core.serving.record import RequestRecord
 
 __all__ = ["Exchange", "ExchangeLayer", "exchange_of", "remember_error"]
@@ -129,6 +130,7 @@ class ExchangeLayer:
             await self._app(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send, direct=self._direct)
+        REQUEST_ID.set(exchange.id)  # this task ends with the request
         cast("Any", scope).setdefault("state", {})[_KEY] = exchange
         endpoint = self._endpoints.get(scope["path"].rstrip("/")) if cast("Any", scope)["method"] == "POST" else None
         if endpoint is not None:

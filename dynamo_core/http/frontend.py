@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
-import sys
 from collections.abc import Callable
 
 from dynamo_core.config import Settings, choose_router
@@ -17,6 +15,7 @@ from dynamo_core.http.observe import FrontendMetrics
 from dynamo_core.http.server import HttpServer
 from dynamo_core.plugins import Compiled
 from dynamo_core.runtime import DistributedRuntime
+from dynamo_core.runtime.signals import stop_on_signal
 from dynamo_core.serving.manager import ModelManager
 
 __all__ = ["run_frontend"]
@@ -38,7 +37,7 @@ async def run_frontend(
     ``on_ready`` is called when connections are accepted; models may still be loading. Running requests get
     ``graceful_shutdown_secs``. Raises :class:`~dynamo_core.errors.StartupError`.
     """
-    stop = stop or _stop_on_signal()
+    stop = stop or stop_on_signal()
     router = compiled.router(choose_router(settings, compiled))
     runtime = DistributedRuntime(
         None,
@@ -79,18 +78,3 @@ async def _until_over(server: HttpServer, stop: asyncio.Event) -> None:
     stopping.cancel()
     ending.cancel()
     await asyncio.gather(stopping, ending, return_exceptions=True)
-
-
-def _stop_on_signal() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; the second ends the process on the spot."""
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            sys.stderr.flush()
-            signal.raise_signal(signal.SIGKILL)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    return stop

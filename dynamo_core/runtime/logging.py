@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TextIO
 
@@ -13,7 +14,11 @@ import msgspec
 
 from dynamo_core.errors import ConfigError
 
-__all__ = ["TRACE", "LogSpec", "configure_dynamo_logging", "parse_log_spec"]
+__all__ = ["REQUEST_ID", "TRACE", "LogSpec", "configure_dynamo_logging", "parse_log_spec"]
+
+REQUEST_ID: ContextVar[str] = ContextVar("dynamo_request_id", default="")
+"""The request that the running task or callback works for: set once a request, by the HTTP layer and by the request plane's
+server, and put on every line that is logged meanwhile. A context variable can only live in a module."""
 
 TRACE = 5
 _OFF = logging.CRITICAL + 10
@@ -44,7 +49,7 @@ def parse_log_spec(spec: str) -> LogSpec:
         module, equals, name = (text.strip() for text in part.rpartition("="))
         if name.lower() not in _LEVELS or (equals and not module):
             raise ConfigError(
-                f"{part!r} in the log setting {spec!r} is no level: write error, warn, info, debug, trace or module=level"
+                f"{part!r} in the log setting {spec!r} is no level: write error, warn, info, debug, trace or module=level."
             )
         if equals:
             modules[module.replace("::", ".")] = _LEVELS[name.lower()]
@@ -93,7 +98,11 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _extras(record: logging.LogRecord) -> dict[str, Any]:
-    return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+    extras = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+    request = REQUEST_ID.get()
+    if request:
+        extras.setdefault("request", request)
+    return extras
 
 
 class _Readable(logging.Formatter):
@@ -102,9 +111,11 @@ class _Readable(logging.Formatter):
         self._process = f"{process} " if process else ""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{_time(record)} {_level_name(record):5} {self._process}{record.name}: {record.getMessage()}"
+        message = record.getMessage()
+        line = f"{_time(record)} {_level_name(record):5} {self._process}{record.name}: {message}"
         for key, value in _extras(record).items():
-            line += f" {key}={value}"
+            if key != "request" or str(value) not in message:  # many messages name their request by themselves
+                line += f" {key}={value}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         if not self._process or "\n" not in line:

@@ -8,6 +8,7 @@ loop; nothing here awaits.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
@@ -60,6 +61,8 @@ class Dispatcher:
         self._clients: dict[int, WorkerClient] = {}
         self._max_waiting = max_waiting
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        """A turn serves many requests: its log lines and the connections it opens belong to none of them."""
         self._waiting: list[Sequence] = []
         self._scheduled = False
         self._stale = False
@@ -128,7 +131,7 @@ class Dispatcher:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(self._turn, context=self._context)
 
     def _turn(self) -> None:
         self._scheduled = self._stale = False
@@ -150,7 +153,7 @@ class Dispatcher:
         if held and self._stale:  # a leg ended while this turn placed others
             self._schedule()
         elif retry:
-            self._timer = self._loop.call_later(min(retry), self.changed)
+            self._timer = self._loop.call_later(min(retry), self.changed, context=self._context)
 
     def _batches(self, waiting: list[Sequence]) -> list[tuple[list[Sequence], Mapping[int, WorkerView]]]:
         """Requests that may go to the same workers, together: nearly always one batch. What can go nowhere fails here."""

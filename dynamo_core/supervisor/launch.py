@@ -73,7 +73,7 @@ def _supervise(
     colour: bool,
 ) -> int:
     progress = make_progress(log, terminal=log.isatty())
-    stream = LogStream(progress.write, colour=colour)
+    stream = LogStream(progress.write, colour=colour, jsonl=settings.log_jsonl)
     state = RunState(
         pid=os.getpid(),
         started=time.time(),

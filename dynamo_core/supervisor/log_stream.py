@@ -6,6 +6,9 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
 
 __all__ = ["LogStream"]
 
@@ -16,11 +19,13 @@ _WAITING_CHUNKS = 1024
 class LogStream:
     """Lines in whole, never interleaved. Writing happens in a thread of its own, because a terminal or pipe may be stuck.
 
+    With ``jsonl`` every line is a JSON object: processes log such lines by themselves, and whatever else they print becomes one.
     When the reader does not keep up, output is dropped (and counted in a line) rather than a process being blocked by its log.
     """
 
-    def __init__(self, write: Callable[[bytes], None], *, colour: bool = False) -> None:
+    def __init__(self, write: Callable[[bytes], None], *, colour: bool = False, jsonl: bool = False) -> None:
         self._write = write
+        self._jsonl = jsonl
         self._colour = colour
         self._partial: dict[str, bytes] = {}
         self._dropped = 0
@@ -53,12 +58,21 @@ class LogStream:
         self._thread.join(1.0)
 
     def _put(self, name: str, lines: list[bytes]) -> None:
+        self._queue_up(self._json_lines(name, lines) if self._jsonl else self._named_lines(name, lines))
+
+    def _json_lines(self, name: str, lines: list[bytes]) -> bytes:
+        return b"".join((line if line.startswith(b"{") else _as_json(name, line)) + b"\n" for line in lines)
+
+    def _named_lines(self, name: str, lines: list[bytes]) -> bytes:
         prefix = f"[{name}] ".encode()
         if self._colour:
             prefix = b"\x1b[%dm%s\x1b[0m" % (_COLOURS[zlib.crc32(name.encode()) % len(_COLOURS)], prefix)
-        chunk = b"".join(prefix + line.rstrip(b"\r") + b"\n" for line in lines)
+        return b"".join(prefix + line.rstrip(b"\r") + b"\n" for line in lines)
+
+    def _queue_up(self, chunk: bytes) -> None:
         if self._dropped:
-            chunk = b"[log] %d chunks of output were dropped: nobody read them in time\n" % self._dropped + chunk
+            lost = b"%d chunks of output were dropped: nobody read them in time" % self._dropped
+            chunk = (_as_json("log", lost) if self._jsonl else b"[log] " + lost) + b"\n" + chunk
         try:
             self._queue.put_nowait(chunk)
         except queue.Full:
@@ -72,3 +86,9 @@ class LogStream:
                 self._write(chunk)
             except (OSError, ValueError):  # the terminal is gone; the processes go on
                 continue
+
+
+def _as_json(name: str, line: bytes) -> bytes:
+    time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    message = line.decode(errors="replace").rstrip("\r")
+    return msgspec.json.encode({"time": time, "level": "INFO", "process": name, "target": "output", "message": message})

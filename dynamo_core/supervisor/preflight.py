@@ -5,7 +5,7 @@ from __future__ import annotations
 from dynamo_core.config import Resolved, Settings, active_plugin_names, check_selection
 from dynamo_core.errors import StartupError
 from dynamo_core.plugins import Compiled, Process, activate
-from dynamo_core.supervisor.logs import parse_levels
+from dynamo_core.runtime.logging import parse_log_spec
 
 __all__ = ["activate_for", "check_model", "check_serve"]
 
@@ -15,7 +15,7 @@ _ONE_PROCESS = {"discovery_backend": ("mem", "file"), "request_plane": ("inproc"
 def check_serve(resolved: Resolved) -> Compiled:
     """The plugins of the run. Raises :class:`StartupError`: unknown names, combinations that cannot work, no model."""
     settings = resolved.settings
-    parse_levels(settings.log)
+    parse_log_spec(settings.log)
     for setting, (name, other) in _ONE_PROCESS.items():
         if getattr(settings, setting) == name:
             flag = "--" + setting.replace("_", "-")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +13,9 @@ import uvloop
 
 from dynamo_core.config import Resolved
 from dynamo_core.errors import StartupError
+from dynamo_core.runtime.logging import configure_dynamo_logging
+from dynamo_core.runtime.signals import stop_on_signal
 from dynamo_core.supervisor.control import Control, ForegroundControl, SupervisedControl
-from dynamo_core.supervisor.logs import configure_logs
 from dynamo_core.supervisor.order import Order
 from dynamo_core.supervisor.port import listening_socket, reserve_port
 from dynamo_core.supervisor.preflight import activate_for, check_model
@@ -35,7 +34,8 @@ _log = logging.getLogger(__name__)
 def run_order(order_path: str, control_fd: int) -> int:
     """A supervised process, from its order to its exit code."""
     order = msgspec.json.decode(Path(order_path).read_bytes(), type=Order)
-    configure_logs(order.settings.log, json_lines=order.settings.log_jsonl, process=order.name)
+    jsonl = order.settings.log_jsonl
+    configure_dynamo_logging(order.settings.log, jsonl=jsonl, process=order.name if jsonl else "")  # the supervisor names text
 
     async def run() -> int:
         control = SupervisedControl(control_fd)
@@ -55,7 +55,7 @@ def run_order(order_path: str, control_fd: int) -> int:
 
 def run_in_foreground(order: Order) -> int:
     """A process of its own, in the user's terminal. Raises :class:`StartupError`."""
-    configure_logs(order.settings.log, json_lines=order.settings.log_jsonl, process=order.name)
+    configure_dynamo_logging(order.settings.log, jsonl=order.settings.log_jsonl, process=order.name)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(order, ForegroundControl(order.name), supervised=False))
 
@@ -74,7 +74,7 @@ async def _run_worker(order: Order, control: Control) -> int:
     from dynamo_core.serving.worker import EngineWorker
 
     settings = order.settings
-    stop = _stop_on_signal()
+    stop = stop_on_signal()
     compiled = activate_for(_resolved(order), "worker")
     if settings.engine is None:
         raise StartupError("No engine was named: add --engine NAME; `dynamo plugins list` shows what is installed.")
@@ -180,18 +180,3 @@ def _frontend_report(manager: ModelManager) -> FrontendReport:
 
 def _resolved(order: Order) -> Resolved:
     return Resolved(order.settings, {}, order.plugin_tables, order.source)
-
-
-def _stop_on_signal() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; the second ends the process on the spot."""
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            sys.stderr.flush()
-            signal.raise_signal(signal.SIGKILL)
-        stop.set()
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, on_signal)
-    return stop

@@ -1,3 +1,5 @@
+import json
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -16,7 +18,7 @@ def test_every_setting_with_a_flag_for_the_command_is_an_option(command):
     wanted = {
         field.flag for field in settings_fields().values() if field.flag and (not field.commands or command in field.commands)
     }
-    assert {param.opts[0] for param in run.params} == wanted
+    assert {param.opts[0] for param in run.params} == wanted | {"-v"}
     assert CliRunner().invoke(run, []).output == "[]\n"
 
 
@@ -30,3 +32,14 @@ def test_values_are_passed_on_as_they_were_given():
     expected = {"workers": "2", "plugins": ("a", "b"), "engine_args": ("x=1",), "access_log": False}
     shown = CliRunner().invoke(run, arguments).output
     assert {**eval(shown)} == expected
+
+
+@pytest.mark.parametrize(("flags", "level"), [(["-v"], "debug"), (["-vv"], "trace"), (["-v", "--log", "warn"], "warn")])
+def test_verbose_is_a_log_level_that_a_named_one_overrides(dynamo, flags, level):
+    done = dynamo("config", "show", "--json", *flags)
+    assert json.loads(done.stdout)["log"]["value"] == level
+
+
+@pytest.mark.parametrize("command", [["serve"], ["frontend"], ["worker"], ["status"], ["plugins", "list"], ["config", "show"]])
+def test_every_command_has_verbose(dynamo, command):
+    assert " -v " in dynamo(*command, "--help").stdout

@@ -1,3 +1,4 @@
+import json
 import threading
 
 from dynamo_core.supervisor.log_stream import LogStream
@@ -64,3 +65,13 @@ def test_a_terminal_that_is_gone_is_no_reason_to_stop():
     log.feed("a", b"2\n")
     log.close()
     assert len(calls) == 2
+
+
+def test_with_json_lines_all_that_is_printed_is_json():
+    written: list[bytes] = []
+    stream = LogStream(written.append, jsonl=True)
+    stream.feed("worker-0", b'{"message": "mine"}\nnaked \xff text\n')
+    stream.close()
+    lines = [json.loads(line) for line in b"".join(written).splitlines()]
+    assert lines[0] == {"message": "mine"}
+    assert (lines[1]["process"], lines[1]["message"]) == ("worker-0", "naked � text")

@@ -12,6 +12,7 @@ from typing import Any
 from dynamo_core.contracts.context import Context
 from dynamo_core.contracts.planes import RequestHandler
 from dynamo_core.errors import CannotConnect, DeadlineExceeded, DynamoError, EngineError, EngineShutdown, ProtocolError
+from dynamo_core.runtime.logging import REQUEST_ID
 from dynamo_core.runtime.planes.connection import Connection
 from dynamo_core.runtime.planes.frames import (
     VERSION,
@@ -231,6 +232,7 @@ class ServerConnection(Connection):
         stream = ServerStream(self, message.stream, context, registration)
         self.streams[message.stream] = stream
         registration.running += 1
+        token = REQUEST_ID.set(message.request_id)
         try:
             registration.handler(message.request, context, stream)
         except DynamoError as error:
@@ -238,6 +240,8 @@ class ServerConnection(Connection):
         except Exception:  # noqa: BLE001  # a handler's bug is that request's failure
             _log.exception("the handler of %s failed; request %s", message.endpoint, message.request_id)
             stream.error(EngineError(f"the handler of {message.endpoint} failed"))
+        finally:
+            REQUEST_ID.reset(token)
 
     def _refusal(self, message: Open, registration: Registration | None) -> DynamoError | None:
         if message.instance_id not in {0, self._instance_id}:
