@@ -227,5 +227,7 @@ class EngineWorker:
         task.add_done_callback(done)
 
     def _died(self, message: str) -> None:
+        if self._handler is not None:
+            self._handler.abandon(EngineShutdown("The engine died before the request was complete."))  # others may go on with it
         if not self.fatal.done():
             self.fatal.set_result(message)
