@@ -19,9 +19,7 @@ from dynamo_core.errors import (
     ServiceUnavailable,
 )
 
-FOREIGN = re.compile(
-    r"Expected|got `|\$\.|msgspec|\bStruct\b|Validation failed|Object missing|malformed", re.IGNORECASE
-)
+FOREIGN = re.compile(r"Expected|got `|\$\.|msgspec|\bStruct\b|Validation failed|Object missing|malformed", re.IGNORECASE)
 """Words of msgspec and Litestar."""
 
 
