@@ -36,7 +36,7 @@ from dynamo_core.contracts.planner_stage import PlannerStage, Proposal, StageNam
 from dynamo_core.contracts.pool_selector import PoolRequest, PoolSelector, PoolSelectorContext, PoolView
 from dynamo_core.contracts.predictor import Predictor, PredictorContext
 from dynamo_core.contracts.prefill_policy import PrefillPolicy, PrefillPolicyContext, PrefillRequest
-from dynamo_core.contracts.router import Decision, Hold, Outcome, Route, Router, RouterContext, RouteRequest, WorkerView
+from dynamo_core.contracts.router import Decision, Hold, Outcome, Reject, Route, Router, RouterContext, RouteRequest, WorkerView
 
 __all__ = [
     "ClientStream",
@@ -93,6 +93,7 @@ __all__ = [
     "Principal",
     "Proposal",
     "Put",
+    "Reject",
     "RequestHandler",
     "RequestPlane",
     "RequestSummary",

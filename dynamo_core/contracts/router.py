@@ -21,8 +21,9 @@ import msgspec
 from dynamo_core.contracts.engine import EngineLoad
 from dynamo_core.contracts.kv_event import KvBatch
 from dynamo_core.contracts.model_card import ModelCard
+from dynamo_core.errors import DynamoError
 
-__all__ = ["Decision", "Hold", "Outcome", "Route", "RouteRequest", "Router", "RouterContext", "WorkerView"]
+__all__ = ["Decision", "Hold", "Outcome", "Reject", "Route", "RouteRequest", "Router", "RouterContext", "WorkerView"]
 
 
 class RouteRequest(msgspec.Struct, kw_only=True, eq=False):
@@ -75,7 +76,13 @@ class Hold(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-Decision: TypeAlias = Route | Hold
+class Reject(msgspec.Struct, frozen=True):
+    """Never. The request fails with this error; the others of the turn are not touched."""
+
+    error: DynamoError
+
+
+Decision: TypeAlias = Route | Hold | Reject
 Outcome: TypeAlias = Literal["completed", "cancelled", "failed", "migrated"]
 
 

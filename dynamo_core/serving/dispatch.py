@@ -19,6 +19,7 @@ from dynamo_core.contracts import (
     EngineRequest,
     Hold,
     Outcome,
+    Reject,
     Route,
     RouteRequest,
     WorkerView,
@@ -147,8 +148,10 @@ class Dispatcher:
                     self._place(sequence, decision, workers)
                 elif isinstance(decision, Hold):
                     self._hold(sequence, decision, held, retry)
+                elif isinstance(decision, Reject):
+                    sequence.fail(decision.error)
                 else:
-                    self._misrouted(sequence, f"answered {decision!r}, which is neither a Route nor a Hold")
+                    self._misrouted(sequence, f"answered {decision!r}, which is no Route, Hold or Reject")
         self._waiting = held + self._waiting
         if held and self._stale:  # a leg ended while this turn placed others
             self._schedule()
