@@ -17,7 +17,7 @@ from struct import Struct
 
 from xxhash import xxh3_64_intdigest
 
-__all__ = ["SEED", "block_hash", "block_hashes", "chain", "hash_seed", "sequence_hashes", "token_bytes"]
+__all__ = ["SEED", "PromptHashes", "block_hash", "block_hashes", "chain", "hash_seed", "sequence_hashes", "token_bytes"]
 
 SEED = 1337
 
@@ -71,3 +71,37 @@ def chain(blocks: Iterable[int], parent: int | None = None) -> list[int]:
 def sequence_hashes(token_ids: Sequence[int], block_size: int, *, lora: str | None = None, salt: str | None = None) -> list[int]:
     """The name of every full block of a prompt together with its prefix."""
     return chain(block_hashes(token_ids, block_size, lora=lora, salt=salt))
+
+
+class PromptHashes:
+    """The sequence hashes of one prompt, computed only as far as someone looks: a prompt that nobody has costs a few blocks."""
+
+    __slots__ = ("_block_size", "_seed", "_tokens", "count", "known")
+
+    _RUN = 8
+    """Blocks that are hashed together at least; a run of them costs little more than one."""
+
+    def __init__(self, token_ids: Sequence[int], block_size: int, *, lora: str | None = None, salt: str | None = None) -> None:
+        self._tokens = token_ids
+        self._block_size = block_size
+        self._seed = hash_seed(lora, salt)
+        self.count = len(token_ids) // block_size
+        """Full blocks of the prompt."""
+        self.known: list[int] = []
+        """The hashes computed so far."""
+
+    def upto(self, count: int) -> list[int]:
+        """:attr:`known`, with the first ``count`` at least (all, if there are fewer). Not to be changed by the caller."""
+        known = self.known
+        start = len(known)
+        if count > start:
+            size = self._block_size
+            end = min(self.count, max(count, start + self._RUN))
+            digest, pair, seed, step = xxh3_64_intdigest, _pair, self._seed, 4 * size
+            data = token_bytes(self._tokens[start * size : end * size])
+            previous = known[-1] if known else None
+            for i in range(0, len(data), step):
+                block = digest(data[i : i + step], seed)
+                previous = block if previous is None else digest(pair(previous, block), SEED)
+                known.append(previous)
+        return known

@@ -5,7 +5,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamo_core.kv.hashing import block_hash, block_hashes, chain, hash_seed, sequence_hashes
+from dynamo_core.kv.hashing import PromptHashes, block_hash, block_hashes, chain, hash_seed, sequence_hashes
 
 tokens = st.lists(st.integers(0, 2**32 - 1), max_size=70)
 
@@ -58,3 +58,13 @@ def test_adapters_and_salts_change_every_hash() -> None:
 def test_ids_out_of_range_are_refused() -> None:
     with pytest.raises(OverflowError):
         block_hashes([2**32], 1)
+
+
+@given(tokens, st.integers(1, 5), st.lists(st.integers(0, 80), max_size=5))
+def test_lazy_hashes_are_the_same_hashes(token_ids: list[int], size: int, looks: list[int]) -> None:
+    prompt, expected = PromptHashes(token_ids, size, lora="a", salt="b"), sequence_hashes(token_ids, size, lora="a", salt="b")
+    for look in looks:
+        known = prompt.upto(look)
+        assert known == expected[: len(known)]
+        assert len(known) >= min(look, prompt.count)
+    assert prompt.upto(prompt.count) == expected

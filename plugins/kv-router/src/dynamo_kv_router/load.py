@@ -1,0 +1,116 @@
+"""What a router knows of one worker's load: its own dispatches and what became of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dynamo_core.contracts import WorkerView
+from dynamo_kv_router.cost import Clock, LoadRow, Weights
+
+__all__ = ["Observation", "WorkerLoad"]
+
+_SAME_STEP_MS = 1.0
+"""First tokens that come closer together than this come from one step."""
+
+
+class Observation(NamedTuple):
+    tokens: int
+    ms: float
+
+
+class WorkerLoad:
+    """Counts are exact: each ``begin`` is answered by one ``end``, with at most one ``first_token`` between."""
+
+    __slots__ = (
+        "_measured", "_measured_at", "_measured_from", "_owed_ms", "busy_until", "capacity", "given", "id", "place", "prefilling",
+        "requests", "slots", "tokens", "youth",
+    )  # fmt: skip
+
+    def __init__(self, worker: WorkerView) -> None:
+        self.id = worker.id
+        self.place = 0
+        """In the router's lists; changes when workers come and go."""
+        self.capacity = worker.card.total_kv_blocks * worker.card.block_size
+        """Tokens; 0: unknown."""
+        self.slots: dict[int, int] = {}
+        """In the prefix index, by data-parallel rank."""
+        self.given = 0
+        """When it last got a request of which it had nothing: a running number."""
+        self.requests = 0
+        self.tokens = 0
+        """Prompt tokens of these."""
+        self.prefilling = 0
+        """Requests without first token."""
+        self.busy_until = 0.0
+        self.youth = (0.0, 0.0, 0.0)
+        self._owed_ms = 0.0
+        self._measured = 0
+        self._measured_from = self._measured_at = 0.0
+
+    def row(self, weights: Weights, weight: float) -> LoadRow:
+        """For :func:`~dynamo_kv_router.cost.costs`; made anew whenever something of the load changed."""
+        crowd = weight * (weights.crowd * self.requests + weights.youth * self.prefilling)
+        p = self.tokens / self.capacity if self.capacity else 0.0
+        if p < 1:  # the square of the prompt's own length is left out: it is the same for all
+            load, slope = weights.decode * self.tokens * (1 - weights.shape * p), weights.decode * (1 - 2 * weights.shape * p)
+        else:  # more than fits, so requests wait: never cheaper than a full cache
+            slope = weights.decode * (1 - weights.shape)
+            load = slope * self.tokens
+        y1, y2, y3 = self.youth
+        scale = weight * weights.youth
+        return LoadRow(self.place, self.busy_until, crowd, load, slope, (y1 * scale, y2 * scale, y3 * scale))
+
+    def begin(self, tokens: int, own_ms: float, now: float) -> None:
+        """A request was sent there."""
+        self.requests += 1
+        self.tokens += tokens
+        self.prefilling += 1
+        self._owed_ms += own_ms
+        self.busy_until = max(self.busy_until, now) + own_ms
+
+    def first_token(self, new_tokens: int, own_ms: float, dispatched: float, clock: Clock) -> Observation | None:
+        """Its prompt is done: it is a stream from here on. May complete a measurement of the worker's speed."""
+        now = clock.now
+        self._prefill_over(own_ms, now)
+        a, b, c = clock.youth(now)
+        y1, y2, y3 = self.youth
+        self.youth = (y1 + a, y2 + b, y3 + c)
+        seen = self.measured(now)
+        if self._measured:
+            self._measured += new_tokens
+        else:
+            self._measured = new_tokens
+            self._measured_from = max(dispatched, self._measured_at)
+        self._measured_at = now
+        return seen
+
+    def end(self, tokens: int, own_ms: float, first_token: float | None, clock: Clock) -> None:
+        """The request is gone, in whatever way."""
+        self.requests -= 1
+        self.tokens -= tokens
+        if first_token is None:
+            self._prefill_over(own_ms, clock.now)
+        elif self.requests == self.prefilling:
+            self.youth = (0.0, 0.0, 0.0)  # no streams: exactly nothing, so that idle workers tie
+        else:
+            a, b, c = clock.youth(first_token)
+            y1, y2, y3 = self.youth
+            self.youth = (y1 - a, y2 - b, y3 - c)
+
+    def measured(self, now: float) -> Observation | None:
+        """The last step that was seen to finish prompts, once it is clear that no more first tokens belong to it."""
+        if not self._measured or now - self._measured_at < _SAME_STEP_MS:
+            return None
+        seen = Observation(self._measured, self._measured_at - self._measured_from)
+        self._measured = 0
+        return seen
+
+    def fade(self, factors: tuple[float, ...]) -> None:
+        """The clock's reference time moved."""
+        y1, y2, y3 = self.youth
+        self.youth = (y1 * factors[0], y2 * factors[1], y3 * factors[2])
+
+    def _prefill_over(self, own_ms: float, now: float) -> None:
+        self.prefilling -= 1
+        self._owed_ms = self._owed_ms - own_ms if self.prefilling else 0.0
+        self.busy_until = now + self._owed_ms if self.prefilling else 0.0

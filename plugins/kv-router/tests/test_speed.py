@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from dynamo_kv_router.speed import PrefillSpeed
+
+
+def test_a_line_is_found_among_prompts_of_many_lengths() -> None:
+    speed, lots = PrefillSpeed(), random.Random(1)
+    for _ in range(60):
+        tokens = lots.randrange(10, 8000)
+        speed.observe(tokens, (30 + 0.05 * tokens) * lots.uniform(0.95, 1.05))
+    assert speed.token_ms == pytest.approx(0.05, rel=0.1)
+    assert speed.overhead_ms == pytest.approx(30, rel=0.4)
+
+
+def test_prompts_of_one_length_scale_the_first_guess() -> None:
+    speed = PrefillSpeed()
+    for _ in range(10):
+        speed.observe(512, 533)
+    assert speed.predict(512) == pytest.approx(533)
+
+
+@pytest.mark.parametrize("factor", [0.1, 50])
+def test_a_faster_or_slower_machine_is_known_after_one_prompt(factor: float) -> None:
+    speed = PrefillSpeed()
+    expected = speed.predict(1000) * factor
+    speed.observe(1000, expected)
+    assert speed.predict(1000) == pytest.approx(expected)
+
+
+def test_one_stall_does_not_undo_what_was_learned() -> None:
+    speed = PrefillSpeed()
+    for tokens in range(100, 2100, 100):
+        speed.observe(tokens, 16 + 0.02 * tokens)
+    speed.observe(1000, 60_000)
+    assert speed.predict(1000) < 3 * (16 + 0.02 * 1000)
+
+
+def test_nonsense_is_ignored_and_both_numbers_stay_positive() -> None:
+    speed = PrefillSpeed()
+    speed.observe(0, 5)
+    speed.observe(5, 0)
+    for tokens in range(100, 900, 100):
+        speed.observe(tokens, 1000 - tokens)
+    assert speed.token_ms > 0
+    assert speed.overhead_ms >= 0
