@@ -2,6 +2,7 @@
 
 A block is an index. It is *active* while sequences hold it, else it waits in the LRU queue, where its content stays reusable
 until the block is taken for something else. Released sequences queue their last block first: a prefix outlives what builds on it.
+A block without reusable content, such as an incomplete last one, does not wait at all: it is the next to be taken.
 A block that is computed twice is kept twice; events speak of the first copy stored and the last one evicted.
 """
 
@@ -97,11 +98,13 @@ class BlockManager:
 
     def release(self, blocks: Sequence[int]) -> None:
         """One sequence less uses these (given in chain order); the last is the first to be evicted."""
-        references, queue = self._references, self._queue
+        references, queue, names = self._references, self._queue, self._name
         for block in reversed(blocks):
             references[block] -= 1
             if not references[block]:
                 queue[block] = None
+                if names[block] is None:
+                    queue.move_to_end(block, last=False)
 
     def clear(self) -> None:
         """Forget all reusable content; what sequences hold stays theirs."""

@@ -163,6 +163,27 @@ class Scheduler:
             if sequence in self.running:
                 self._release(sequence, self._step)
 
+    # --- quiet steps ---------------------------------------------------------------------------------------------------------
+
+    def quiet(self, limit: int) -> list[float]:
+        """Milliseconds of each of the next steps, ``limit`` at most, that only give every decoding sequence one more token.
+
+        Such steps start, end and store nothing, so a caller in virtual time can pass several with :meth:`skip`; what is added
+        meanwhile waits for the step after. Empty when the next step does more. O(decoding sequences + steps).
+        """
+        decoding = len(self.decoding)
+        if self.waiting or not decoding or len(self.running) != decoding:
+            return []
+        step = self._step
+        busy = min(*self._end, *self._grow, step + limit + 1)
+        ms, total = self.timing.decode_ms, self.capacity
+        first = self._offsets + (step + 1) * decoding
+        return [ms(active, total) for active in range(first, first + (busy - step - 1) * decoding, decoding)]
+
+    def skip(self, steps: int) -> None:
+        """So many of the :meth:`quiet` steps are over."""
+        self._step += steps
+
     # --- decoding ------------------------------------------------------------------------------------------------------------
 
     def _is_decoding(self, sequence: Sequence) -> bool:

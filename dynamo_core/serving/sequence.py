@@ -119,6 +119,7 @@ class Leg:
         sequence = self.sequence
         router = sequence.dispatcher.router
         router.tell("first_token", self.route, self.worker.id)
+        sequence.dispatcher.changed()
         counting = router.has("output_tokens")
         receiver = sequence.receiver
         self.on_items = self._counted_items if counting else receiver.on_items

@@ -15,6 +15,7 @@ import msgspec
 
 from dynamo_core.contracts import EngineChunk, EngineLoad, EngineRequest, KvBatch, ModelCard
 from dynamo_core.errors import ProtocolError
+from dynamo_core.kv.codec import decode_kv_batch, encode_kv_batch
 
 __all__ = [
     "KV_TOPIC",
@@ -111,15 +112,7 @@ def decode_chunk(item: Any) -> EngineChunk:
 
 
 def encode_event(event: KvBatch | LoadReading) -> bytes:
-    return msgspec.msgpack.encode(event)
-
-
-def decode_kv_batch(payload: bytes) -> KvBatch | None:
-    """``None`` for what is no batch."""
-    try:
-        return msgspec.msgpack.decode(payload, type=KvBatch)
-    except msgspec.MsgspecError:
-        return None
+    return encode_kv_batch(event) if isinstance(event, KvBatch) else msgspec.msgpack.encode(event)
 
 
 def decode_load(payload: bytes) -> LoadReading | None:

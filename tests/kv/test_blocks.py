@@ -105,3 +105,15 @@ def test_events_say_what_matches_and_no_block_is_lost(steps: list[tuple[int, int
             expected = next((i for i, h in enumerate(chain) if h not in known), 6)
             assert len(manager.match(chain)) == expected
         assert manager.used == len({b for blocks in held for b in blocks})
+
+
+def test_a_block_without_content_is_taken_before_all_others() -> None:
+    blocks = BlockManager(6)
+    first = blocks.allocate(2)
+    blocks.store(first, [1, 2])
+    blocks.release(first)
+    second = blocks.allocate(3)
+    blocks.store(second[:2], [3, 4])
+    blocks.release(second)
+    assert blocks.allocate(1) == second[2:]
+    assert blocks.match([1, 2]) == first

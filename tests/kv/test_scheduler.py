@@ -159,3 +159,38 @@ def test_removing_sequences_at_any_time_leaves_nothing_behind(shape: list[tuple[
             scheduler.remove(waiting.pop(0))
         scheduler.complete(step)
     assert (scheduler.blocks.used, len(scheduler.running), len(scheduler.waiting)) == (0, 0, 0)
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 25), st.integers(0, 200)), min_size=1, max_size=12), st.data())
+@settings(max_examples=60, deadline=None)
+def test_passing_quiet_steps_together_changes_nothing(requests: list[tuple[int, int, int]], data: st.DataObject) -> None:
+    limit = data.draw(st.integers(1, 20))
+
+    def ends(*, together: bool) -> tuple[dict[int, float], int]:
+        scheduler, now, steps = make(max_num_seqs=4), 0.0, 0
+        numbers = {Sequence(prompt, output): i for i, (prompt, output, _) in enumerate(requests)}
+        coming = sorted(numbers, key=lambda s: requests[numbers[s]][2])
+        over: dict[int, float] = {}
+        while coming or scheduler.running or scheduler.waiting:
+            while coming and requests[numbers[coming[0]]][2] <= steps:
+                scheduler.add(coming.pop(0))
+            quiet = scheduler.quiet(limit) if together else []
+            if coming:
+                quiet = quiet[: max(1, requests[numbers[coming[0]]][2] - steps)]
+            if quiet:
+                now += sum(quiet)
+                steps += len(quiet)
+                scheduler.skip(len(quiet))
+                continue
+            step = scheduler.schedule()
+            steps += 1
+            if step is not None:
+                now += step.ms
+                scheduler.complete(step)
+                over.update({numbers[s]: now for s in (*step.ending, *step.prefilled) if s not in scheduler.running})
+        return over, steps
+
+    (one, steps), (other, same) = ends(together=False), ends(together=True)
+    assert one == pytest.approx(other)
+    assert steps == same
+    assert len(one) == len(requests)
