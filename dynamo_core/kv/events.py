@@ -95,11 +95,13 @@ class VllmEventTranslator:
         return [KvCleared()]
 
     def _event(self, event: Any, out: list[KvEvent]) -> None:
+        tag: Any
+        fields: Mapping[str, Any]
         if isinstance(event, dict):
             tag, fields = event.get("type"), event
         elif isinstance(event, list) and event:
             tag = event[0]
-            names = {"BlockStored": _STORED, "BlockRemoved": _REMOVED}.get(tag, ()) if isinstance(tag, str) else ()
+            names: tuple[str, ...] = _STORED if tag == "BlockStored" else _REMOVED if tag == "BlockRemoved" else ()
             fields = dict(zip(names, event[1:], strict=False))
         else:
             raise _UnknownError

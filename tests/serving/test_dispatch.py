@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dynamo_core.contracts import EngineLoad, Hold, KvBatch, KvStored, Route, SamplingParams, StopConditions
+from dynamo_core.contracts import EngineLoad, Hold, KvBatch, KvStored, Reject, Route, SamplingParams, StopConditions
 from dynamo_core.errors import CannotConnect, Disconnected, EngineError, EngineShutdown, InvalidRequest, NoInstances, Overloaded
 from dynamo_core.serving.wire import LoadReading, encode_event
 
@@ -167,6 +167,18 @@ async def test_a_router_hears_that_an_impossible_route_did_not_run(stage: Any) -
     on.generate()
     await turn()
     assert on.router.told[-1] == ("finished", "r", 77, "failed")
+
+
+async def test_a_router_can_refuse_one_request_of_a_turn(stage: Any) -> None:
+    on = stage()
+    on.router.decide = lambda requests, workers: [Reject(InvalidRequest("Not this one.")), Route(min(workers))]
+    refused, fine = on.generate(), on.generate()
+    await turn()
+    assert isinstance(refused.sink.error, InvalidRequest)
+    on.streams[-1].end({"finish_reason": "stop"})
+    assert fine.sink.usage is not None
+    assert not on.faults.counts
+    assert on.idle()
 
 
 async def test_what_a_router_raises_while_watching_is_counted_and_changes_nothing(stage: Any) -> None:
