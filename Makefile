@@ -32,7 +32,7 @@ $(VENV)/.vllm: contrib/install_vllm.py plugins/vllm/pyproject.toml | $(VENV)/.in
 	if [ $$code -eq 0 ]; then echo vllm > $@; elif [ $$code -eq 3 ]; then echo mocker > $@; else exit $$code; fi
 
 $(MODEL)/.complete: contrib/demo_model/make_demo_model.py | $(VENV)/.vllm
-	@$(BIN)/python contrib/demo_model/make_demo_model.py $(MODEL)
+	@$(BIN)/python contrib/demo_model/make_demo_model.py $(MODEL) $$(grep -q mocker $(VENV)/.vllm && echo --tokenizer-only)
 
 serve: $(VENV)/.installed $(VENV)/.vllm $(MODEL)/.complete
 	$(BIN)/dynamo serve --plugin kv-router --engine $$(cat $(VENV)/.vllm) --model $(MODEL) --model-name demo --workers 2 --http-port $(PORT)

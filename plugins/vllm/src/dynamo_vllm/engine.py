@@ -21,7 +21,7 @@ from dynamo_core.contracts import (
     SamplingParams,
     StopConditions,
 )
-from dynamo_core.errors import EngineShutdown, InvalidRequest, Overloaded, StartupError
+from dynamo_core.errors import EngineError, EngineShutdown, InvalidRequest, Overloaded, StartupError
 from dynamo_core.kv.events import VllmEventTranslator
 from dynamo_vllm.args import (
     Addresses,
@@ -151,7 +151,10 @@ class VllmEngine:
         self._environment.close()
 
     async def clear_cache(self) -> None:
-        await self._llm.reset_prefix_cache()
+        """Raises :class:`~dynamo_core.errors.EngineError` while sequences hold blocks."""
+        if not await self._llm.reset_prefix_cache():
+            raise EngineError("vLLM keeps its prefix cache while requests run; drain the worker first.")
+        await self._step()  # vLLM tells of it with its next step
 
     def load(self) -> EngineLoad:
         """vLLM's reading of its last step; it takes none when it goes idle, so that our own count decides."""
@@ -316,7 +319,7 @@ class VllmEngine:
         _log_through_ours()
 
     async def _warm_up(self) -> None:
-        """Generate through vLLM's own front door: what does not work fails now, and its output handler runs afterwards."""
+        """What does not work fails now, and vLLM's output handler runs afterwards."""
         from vllm.exceptions import VLLMValidationError
         from vllm.inputs.engine import tokens_input
 
@@ -326,14 +329,20 @@ class VllmEngine:
         self._tasks_supported = await llm.get_supported_tasks()
         self._sampling = SamplingMapper(model.get_diff_sampling_param(), guided=not model.skip_tokenizer_init)
         self._first_token_id = _bos(model)
+        await self._step()
+
+    async def _step(self) -> None:
+        """A few tokens, through vLLM's own front door."""
+        assert self._sampling is not None  # noqa: S101  # for the type checker: set by start
+        assert self._tokens_input is not None  # noqa: S101
         request = EngineRequest(
-            id="warm-up",
+            id="step",
             token_ids=(self._first_token_id,),
             sampling=SamplingParams(temperature=0.0),
             stop=StopConditions(max_tokens=_WARM_UP_TOKENS, ignore_eos=True),
         )
-        prompt = tokens_input(list(request.token_ids))
-        async for _ in llm.generate(prompt, self._sampling(request), request_id=request.id):
+        prompt = self._tokens_input(list(request.token_ids))
+        async for _ in self._llm.generate(prompt, self._sampling(request), request_id=request.id):
             pass
 
 
