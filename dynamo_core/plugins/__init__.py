@@ -10,10 +10,12 @@ from dynamo_core.plugins.loading import configuration_types
 from dynamo_core.plugins.names import canonical_name, is_plugin_name, nearest_name, suggestion
 from dynamo_core.plugins.observers import Observer, observation
 from dynamo_core.plugins.providers import Provider
+from dynamo_core.plugins.watchdog import LoopWatchdog
 
 __all__ = [
     "Compiled",
     "Faults",
+    "LoopWatchdog",
     "Observer",
     "PluginDescription",
     "PluginInfo",

@@ -16,6 +16,7 @@ from dynamo_core.plugins.lifecycle import Lifecycle
 from dynamo_core.plugins.names import canonical_name, nearest_name, suggestion
 from dynamo_core.plugins.observers import Observe, Observer, observation
 from dynamo_core.plugins.providers import Provider
+from dynamo_core.plugins.watchdog import LoopWatchdog
 from dynamo_core.specs import HttpSpec, MetricsContext
 
 __all__ = ["Compiled"]
@@ -119,6 +120,10 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     async def shutdown(self, process: str) -> None:
         await self.lifecycle.shutdown(process)
+
+    def watchdog(self) -> LoopWatchdog:
+        """A context manager that names the plugin that blocks the running event loop; for the time that a process serves."""
+        return LoopWatchdog(self.plugins)
 
     def start_metrics(self, context: MetricsContext) -> Observe | None:
         """Make every plugin's collectors, once a registry; returns ``finished`` with their observers added.
