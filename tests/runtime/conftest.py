@@ -16,6 +16,8 @@ from dynamo_core.runtime.planes.inproc import InprocHub, InprocPlane
 from dynamo_core.runtime.planes.multiplex import MultiplexPlane
 from dynamo_core.runtime.planes.tcp import TcpConfig, TcpPlane
 from dynamo_core.specs import PlaneContext
+from dynamo_core.testing.provision import required_server
+from dynamo_core.testing.servers import EtcdServer, NatsServer
 
 
 def pytest_asyncio_loop_factories(config: Any, item: Any) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -91,7 +93,25 @@ def folder() -> Iterator[str]:
         yield path
 
 
-@pytest.fixture(params=["inproc", "unix", "tcp"])
+@pytest.fixture(scope="session")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real server."""
+    server = NatsServer(required_server("nats-server"), tmp_path_factory.mktemp("nats"))
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real server."""
+    server = EtcdServer(required_server("etcd"), tmp_path_factory.mktemp("etcd"))
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(params=["inproc", "unix", "tcp", "nats"])
 async def pair(request: pytest.FixtureRequest, folder: str) -> AsyncIterator[Pair]:
     def context(number: int) -> PlaneContext:
         return PlaneContext(namespace="test", run_dir=folder, instance_id=number)
@@ -101,6 +121,10 @@ async def pair(request: pytest.FixtureRequest, folder: str) -> AsyncIterator[Pai
     if request.param == "inproc":
         hub = InprocHub()
         server, client = InprocPlane(context(7), hub), InprocPlane(context(8), hub)
+    elif request.param == "nats":
+        requests = pytest.importorskip("dynamo_nats.requests")
+        options = pytest.importorskip("dynamo_nats").NatsConfig(servers=(request.getfixturevalue("nats"),))
+        server, client = requests.NatsRequests(options, context(7)), requests.NatsRequests(options, context(8))
     else:
         config = TcpConfig(host="127.0.0.1") if request.param == "tcp" else TcpConfig()
         server, client = TcpPlane(config, context(7)), TcpPlane(config, context(8))

@@ -37,6 +37,11 @@ class Table:
         for key, value in values.items():
             self.put(key, value)
 
+    def resynced(self) -> None:
+        """Tell every watcher that the state is whole again, after what was told before."""
+        for watcher in self._watchers:
+            watcher.tell("", Synced())
+
     def prefix(self, prefix: str) -> dict[str, bytes]:
         return {key: value for key, value in self.values.items() if key.startswith(prefix)}
 
@@ -64,15 +69,15 @@ class _Watcher:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
-        self._events: dict[str, Put | Deleted] = {}
+        self._events: dict[str, DiscoveryEvent] = {}
         self._changed = asyncio.Event()
 
-    def tell(self, key: str, event: Put | Deleted) -> None:
+    def tell(self, key: str, event: DiscoveryEvent) -> None:
         self._events.pop(key, None)
         self._events[key] = event
         self._changed.set()
 
-    async def take(self) -> list[Put | Deleted]:
+    async def take(self) -> list[DiscoveryEvent]:
         await self._changed.wait()
         self._changed.clear()
         events = list(self._events.values())

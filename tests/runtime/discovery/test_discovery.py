@@ -1,4 +1,4 @@
-"""Behaviour that the built-in stores share, and what a folder on disk adds."""
+"""Behaviour that all stores share, and what a folder on disk adds."""
 
 from __future__ import annotations
 
@@ -23,14 +23,23 @@ from dynamo_core.runtime.discovery.mem import MemDiscovery
 from dynamo_core.runtime.discovery.table import Table
 
 
-@pytest.fixture(params=["mem", "file"])
+@pytest.fixture(params=["mem", "file", "etcd"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Callable[[], Any]]:
     """Makes started stores that see each other."""
     made: list[Discovery] = []
     table = Table()
 
+    def new() -> Discovery:
+        if request.param == "mem":
+            return MemDiscovery(table)
+        if request.param == "file":
+            return FileDiscovery(str(tmp_path / "kv"))
+        options = pytest.importorskip("dynamo_etcd.options")
+        config = options.EtcdConfig(endpoints=(request.getfixturevalue("etcd"),), prefix=f"{tmp_path.name}/", lease_ttl_secs=2)
+        return pytest.importorskip("dynamo_etcd.store").EtcdDiscovery(options.from_environment(config))
+
     async def make() -> Discovery:
-        made.append(MemDiscovery(table) if request.param == "mem" else FileDiscovery(str(tmp_path / "kv")))
+        made.append(new())
         await made[-1].start()
         return made[-1]
 

@@ -36,7 +36,7 @@ class Inbox:
                 await self._arrived.wait()
 
 
-@pytest.fixture(params=["inproc", "ipc", "tcp"])
+@pytest.fixture(params=["inproc", "ipc", "tcp", "nats"])
 async def planes(request: pytest.FixtureRequest, folder: str) -> AsyncIterator[Any]:
     hub = InprocHub()
 
@@ -44,6 +44,10 @@ async def planes(request: pytest.FixtureRequest, folder: str) -> AsyncIterator[A
         context = PlaneContext(namespace="test", run_dir=folder, instance_id=number)
         if request.param == "inproc":
             return InprocEvents(context, hub)
+        if request.param == "nats":
+            events = pytest.importorskip("dynamo_nats.events")
+            options = pytest.importorskip("dynamo_nats").NatsConfig(servers=(request.getfixturevalue("nats"),))
+            return events.NatsEvents(options, context)
         return ZmqEvents(ZmqConfig(host="127.0.0.1") if request.param == "tcp" else ZmqConfig(), context)
 
     one, two = make(1), make(2)

@@ -1,4 +1,4 @@
-"""Behaviour that every multiplexed plane shares: over Unix sockets, TCP and in process."""
+"""Behaviour that every multiplexed plane shares: over Unix sockets, TCP, NATS and in process."""
 
 from __future__ import annotations
 
