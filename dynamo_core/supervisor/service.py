@@ -101,6 +101,7 @@ async def _run_worker(order: Order, control: Control) -> int:
         control.stage(f"starting engine {provider.spec.name}")
         if not await _start(worker, stop):
             return 0
+        stack.enter_context(compiled.watchdog())
         control.ready(_worker_facts(worker, runtime), lambda: _worker_facts(worker, runtime))
         return await _until_over(worker, stop)
 
