@@ -95,6 +95,8 @@ class GenerationReply:
         except BaseException:
             self._context.kill()
             raise
+        finally:
+            writer.on_pause = writer.on_resume = None  # they close a circle that only the garbage collector would open
         error = self._done.result()
         if error is not None:
             raise error

@@ -53,12 +53,15 @@ class ChunkFormat(Protocol):
 
     def opening(self, index: int) -> bytes:
         """What comes before the first news of a choice; may be empty."""
+        ...
 
     def chunks(self, index: int, output: ChoiceOutput) -> bytes:
         """One event or, with a finish reason, up to two."""
+        ...
 
     def closing(self, usage: Usage) -> bytes:
         """What comes after the last choice ended; may be empty."""
+        ...
 
 
 class EventStream:

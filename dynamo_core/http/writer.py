@@ -79,8 +79,11 @@ class DirectWriter:
     def write(self, body: bytes) -> None:
         if self._coroutine is not None:
             self._held.append(body)
-        else:
-            self._emit({"type": "http.response.body", "body": body, "more_body": True})
+        elif (
+            not self._step(self._send({"type": "http.response.body", "body": body, "more_body": True}))
+            and self.on_pause is not None
+        ):
+            self.on_pause()
 
     def end(self, body: bytes) -> None:
         if self._coroutine is not None:

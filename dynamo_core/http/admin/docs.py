@@ -42,4 +42,4 @@ class _Page(OpenAPIRenderPlugin):
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         del request, openapi_schema
-        return resources.files(__package__).joinpath("docs.html").read_bytes()
+        return resources.files("dynamo_core.http.admin").joinpath("docs.html").read_bytes()
