@@ -1,8 +1,8 @@
 """Dynamo's KV formula as a router, for reference: the simulator has to give Dynamo's own figures with it.
 
-With Dynamo 1.6.1's defaults the lowest of ``prefill blocks + decode blocks`` wins. Prefill blocks: prompt tokens sent to the worker
-and not yet answered by a first token, this prompt's among them, without what was cached. Decode blocks: distinct blocks of all
-requests running there, with those that this one adds. Ties are drawn.
+With Dynamo 1.6.1's defaults the lowest sum of prefill blocks and decode blocks wins. Prefill blocks: prompt tokens sent to the
+worker and not yet answered by a first token, this prompt's among them, without what was cached. Decode blocks: distinct blocks
+of all requests running there, with those that this one adds. Ties are drawn.
 """
 
 from __future__ import annotations

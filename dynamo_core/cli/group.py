@@ -24,6 +24,7 @@ _COMMANDS = {
     "frontend": "Run one frontend in the foreground.",
     "worker": "Run one worker in the foreground.",
     "status": "Show processes, models and workers of a running serve.",
+    "simulate": "Replay a trace through routers and simulated workers, in virtual time.",
     "plugins": "Show and check plugins.",
     "config": "Show settings and where each value came from.",
 }

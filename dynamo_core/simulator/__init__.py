@@ -2,7 +2,7 @@
 
 from dynamo_core.simulator.cluster import Cluster
 from dynamo_core.simulator.report import Balance, Distribution, Goodput, Report, Sla, report
-from dynamo_core.simulator.simulation import Fault, MakeRouter, RequestLog, Simulated, Simulation, WorkerLog
+from dynamo_core.simulator.simulation import Fault, MakeRouter, Progress, RequestLog, Simulated, Simulation, WorkerLog
 from dynamo_core.simulator.trace import Trace, TraceRequest, read_trace
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Fault",
     "Goodput",
     "MakeRouter",
+    "Progress",
     "Report",
     "RequestLog",
     "Simulated",

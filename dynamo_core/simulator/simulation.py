@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from dynamo_core.contracts import Hold, Route, Router, RouterContext, RouteRequest, WorkerView
+from dynamo_core.contracts import Hold, Reject, Route, Router, RouterContext, RouteRequest, WorkerView
 from dynamo_core.kv.codec import decode_kv_batch
 from dynamo_core.kv.scheduler import Step
 from dynamo_core.simulator.cluster import Cluster, Job, SimulatedWorker
@@ -243,8 +243,11 @@ class Simulation:
                 self._waiting.append((index, request))
                 if decision.retry_after is not None:
                     retry.append(decision.retry_after)
+            elif isinstance(decision, Reject):
+                self._logs[index].error = f"the router rejected it: {decision.error}"
+                self._finished()
             else:
-                self._fail(index, f"answered {decision!r}, which is neither a Route nor a Hold")
+                self._fail(index, f"answered {decision!r}, which is no Route, Hold or Reject")
         self._retry_ms = self._now + max(_LEAST_RETRY_MS, min(retry) * 1000) if retry else None
         if self._retry_ms is not None:
             heapq.heappush(self._events, (self._retry_ms, next(self._order), None))
