@@ -18,6 +18,7 @@ from typing import Any
 import pluggy
 
 import dynamo_core
+from dynamo_core.contracts import OutputStream
 from dynamo_core.contracts.gate import HttpRequestInfo, Principal, RequestSummary
 from dynamo_core.plugins import activate
 
@@ -26,6 +27,7 @@ ROUNDS = 7
 PLUGIN = """
 from dynamo_core import hookimpl
 from dynamo_core.contracts import Principal
+from dynamo_core.specs import OutputFilterSpec
 
 ANN = Principal(id="ann")
 
@@ -44,6 +46,14 @@ def dynamo_prepare(request):
 @hookimpl
 def dynamo_request_finished(summary):
     return None
+
+class Same:
+    def push(self, text): return text
+    def finish(self): return ""
+
+@hookimpl
+def dynamo_output_filters():
+    yield OutputFilterSpec(name="bench", factory=lambda config: lambda stream: Same())
 """
 
 
@@ -72,10 +82,15 @@ def hooks(folder: Path) -> None:
     request = HttpRequestInfo(id="r", method="POST", path="/", headers={}, client="")
     summary = RequestSummary(id="r", model="m", endpoint="chat", principal=None, status=200, outcome="completed")
     principal = Principal(id="ann")
+    assert compiled.output_filter is not None
+    stream = OutputStream(request_id="r", model="m", endpoint="chat", headers={}, principal=None, index=0)
+    opened = compiled.output_filter(stream)
+    assert opened is not None
     rows = (
         ("authenticate", compiled.authenticate, module.dynamo_authenticate, (request,), (request,)),
         ("rate_limit", compiled.rate_limit, module.dynamo_rate_limit, (request, principal), (request, principal, None)),
         ("prepare", compiled.prepare, module.dynamo_prepare, (request,), (request,)),
+        ("filter a push", opened.push, module.Same().push, ("token",), ("token",)),
         ("finished", compiled.finished, module.dynamo_request_finished, (summary,), (summary,)),
     )
     print(f"{'hook':14} {'bare µs':>8} {'compiled µs':>12} {'overhead µs':>12}")

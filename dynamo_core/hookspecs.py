@@ -58,27 +58,27 @@ def dynamo_config() -> type[msgspec.Struct]:  # type: ignore[empty-body]  # a sp
 
 @hookspec
 def dynamo_engines() -> Iterable[EngineSpec]:  # type: ignore[empty-body]
-    """Engines: ``--engine NAME``."""
+    """Engines: ``--engine NAME``. Costs what the engine costs, in the worker."""
 
 
 @hookspec
 def dynamo_routers() -> Iterable[RouterSpec]:  # type: ignore[empty-body]
-    """Routers: ``--router NAME``."""
+    """Routers: ``--router NAME``. Called once for the requests of one turn of the event loop."""
 
 
 @hookspec
 def dynamo_discovery() -> Iterable[DiscoverySpec]:  # type: ignore[empty-body]
-    """Discovery stores: ``--discovery-backend NAME``."""
+    """Discovery stores: ``--discovery-backend NAME``. Awaited when workers come and go; no request waits for one."""
 
 
 @hookspec
 def dynamo_request_planes() -> Iterable[RequestPlaneSpec]:  # type: ignore[empty-body]
-    """Request planes: ``--request-plane NAME``."""
+    """Request planes: ``--request-plane NAME``. Hot: called once a frame and once an item."""
 
 
 @hookspec
 def dynamo_event_planes() -> Iterable[EventPlaneSpec]:  # type: ignore[empty-body]
-    """Event planes: ``--event-plane NAME``."""
+    """Event planes: ``--event-plane NAME``. Called once an engine step that changed the prefix cache."""
 
 
 @hookspec
@@ -118,12 +118,12 @@ def dynamo_parsers() -> Iterable[ParserSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def dynamo_authenticators() -> Iterable[AuthenticatorSpec]:  # type: ignore[empty-body]
-    """Authenticators; asked in plugin order until one admits or denies."""
+    """Authenticators; asked once a request, in plugin order until one admits or denies."""
 
 
 @hookspec
 def dynamo_rate_limiters() -> Iterable[RateLimiterSpec]:  # type: ignore[empty-body]
-    """Rate limiters; every one is asked, the first that raises denies."""
+    """Rate limiters; every one is asked once a request, the first that raises denies."""
 
 
 @hookspec
@@ -134,17 +134,18 @@ def dynamo_output_filters() -> Iterable[OutputFilterSpec]:  # type: ignore[empty
 
 @hookspec
 def dynamo_metrics() -> Iterable[MetricsSpec]:  # type: ignore[empty-body]
-    """Prometheus collectors of a plugin's own, on the frontend's ``/metrics``."""
+    """Prometheus collectors of a plugin's own, on the frontend's ``/metrics``; an observer is called once a request."""
 
 
 @hookspec
 def dynamo_http_routes(config: Any) -> Iterable[HttpSpec]:  # type: ignore[empty-body]
-    """Routes, middleware, guards and exception handlers for the Litestar application."""
+    """Routes, middleware, guards and exception handlers for the Litestar application. Middleware is called once a request,
+    and with it streams are written by tasks of their own."""
 
 
 @hookspec
 def dynamo_commands(config: Any) -> Iterable[CommandSpec]:  # type: ignore[empty-body]
-    """Commands of ``dynamo``."""
+    """Commands of ``dynamo``; made when they are called for."""
 
 
 # --- request -----------------------------------------------------------------------------------------------------------------
