@@ -44,6 +44,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     http_port: Annotated[Port, setting("Port to listen on; 0 picks a free one.", "DYN_HTTP_PORT", commands=("serve", "frontend", "status"))] = 8000
     http_body_limit_mb: Annotated[float, setting("Largest request body in MiB.", "DYN_HTTP_BODY_LIMIT_MB", commands=("serve", "frontend"), gt=0)] = 64
     http_backlog: Annotated[int, setting("Listen backlog.", "DYN_HTTP_LISTEN_BACKLOG", flag="", ge=1)] = 4096
+    tls_cert_path: Annotated[str | None, setting("Certificate chain (PEM) for HTTPS; goes with the key.", "DYN_TLS_CERT_PATH", commands=("serve", "frontend"))] = None
+    tls_key_path: Annotated[str | None, setting("Private key (PEM) for HTTPS; goes with the certificate.", "DYN_TLS_KEY_PATH", commands=("serve", "frontend"))] = None
+    request_template: Annotated[str | None, setting("JSON file with defaults for fields that a request leaves out: model, temperature, max_completion_tokens ….", "DYN_REQUEST_TEMPLATE", commands=("serve", "frontend"))] = None
     graceful_shutdown_secs: Annotated[float, setting("Time that running requests get to finish after SIGTERM.", "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", flag="", ge=0)] = 30.0
     discovery_backend: Annotated[str, setting("Discovery store: file, mem or a plugin's.", "DYN_DISCOVERY_BACKEND", "DYN_STORE_KV")] = "file"
     file_kv: Annotated[str | None, setting("Folder of the file store; serve makes one for each run.", "DYN_FILE_KV", flag="")] = None
@@ -54,6 +57,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics_prefix: Annotated[str, setting("Prefix of the frontend's metric names.", "DYN_METRICS_PREFIX", commands=("serve", "frontend"))] = "dynamo_frontend"
     access_log: Annotated[bool, setting("One log line a request.", "DYN_ACCESS_LOG", commands=("serve", "frontend"))] = True
     migration_limit: Annotated[int, setting("How often a request may move to another worker.", "DYN_MIGRATION_LIMIT", commands=("serve", "frontend"), ge=0, le=1024)] = 3
+    request_timeout_secs: Annotated[float, setting("Longest time a request may take in all; 0 sets no limit.", "DYN_REQUEST_TIMEOUT_SECS", commands=("serve", "frontend"), ge=0)] = 0.0
+    first_token_timeout_secs: Annotated[float, setting("Longest time to a request's first token; 0 sets no limit.", "DYN_FIRST_TOKEN_TIMEOUT_SECS", commands=("serve", "frontend"), ge=0)] = 0.0
+    token_timeout_secs: Annotated[float, setting("Longest time between two tokens of a request; 0 sets no limit.", "DYN_TOKEN_TIMEOUT_SECS", "DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS", commands=("serve", "frontend"), ge=0)] = 0.0
+    circuit_breaker_failures: Annotated[int, setting("Failures in a row after which a worker is left out for a while; 0 never does that.", "DYN_CIRCUIT_BREAKER_FAILURES", flag="", ge=0)] = 5
+    circuit_breaker_secs: Annotated[float, setting("How long a worker is left out before it is tried again; doubles up to twelve times that.", "DYN_CIRCUIT_BREAKER_SECS", "DYN_RUNTIME_INHIBITED_DURATION_SECS", flag="", gt=0)] = 5.0
+    health_check_enabled: Annotated[bool, setting("Send canary requests to idle endpoints that have a health check payload.", "DYN_HEALTH_CHECK_ENABLED", flag="")] = True
+    canary_wait_secs: Annotated[float, setting("Time without a completed request after which a canary is due.", "DYN_CANARY_WAIT_TIME", flag="", gt=0)] = 10.0
+    health_check_timeout_secs: Annotated[float, setting("Time that an endpoint has to answer a canary.", "DYN_HEALTH_CHECK_REQUEST_TIMEOUT", flag="", gt=0)] = 3.0
+    runtime_max_blocking_threads: Annotated[int, setting("Threads for handlers that block.", "DYN_RUNTIME_MAX_BLOCKING_THREADS", flag="", ge=1, le=4096)] = 16
     log: Annotated[str, setting("Log level, with module filters: info,dynamo_core.runtime=debug.", "DYN_LOG")] = "info"
     log_jsonl: Annotated[bool, setting("Log JSON lines.", "DYN_LOGGING_JSONL", flag="")] = False
     run_dir: Annotated[str | None, setting("Folder for sockets and run state; a private temporary one if not given.", "DYN_RUN_DIR", flag="")] = None

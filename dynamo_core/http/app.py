@@ -8,7 +8,7 @@ from typing import Any
 from litestar import Litestar
 
 from dynamo_core.config import Settings
-from dynamo_core.http.admin import Health, health_routes, metrics_route, openapi_config, openapi_route
+from dynamo_core.http.admin import Health, Peers, health_routes, metrics_route, openapi_config, openapi_route
 from dynamo_core.http.errors import exception_handlers
 from dynamo_core.http.exchange import ExchangeLayer, remember_error
 from dynamo_core.http.gate import Preparer, gate
@@ -21,6 +21,7 @@ from dynamo_core.http.openai import (
     completions_route,
     model_routes,
 )
+from dynamo_core.http.openai.defaults import read_request_template
 from dynamo_core.plugins import Compiled
 from dynamo_core.serving.manager import ModelManager
 from dynamo_core.specs import HttpSpec
@@ -38,25 +39,27 @@ def create_app(
     *,
     health: Health | None = None,
     direct: bool = False,
+    peers: Peers | None = None,
 ) -> Litestar:
     """Everything that a frontend serves, with the plugins' routes, middleware, guards and exception handlers.
 
     ``direct``: the server is uvicorn, whose ``send`` and ``receive`` may be stepped by hand, so that streams are written from
     the callback that has the token. Middleware of a plugin wants to see what is sent: with any, streams go through it instead.
+    ``peers`` makes ``/metrics`` the sum over several frontends.
     """
     specs = tuple(compiled.http)
     body_limit = round(settings.http_body_limit_mb * 2**20)
     service = OpenAiService(manager, metrics, Preparer.of(compiled))
-    metrics.start_plugins(compiled)
+    defaults = read_request_template(settings.request_template)
     admission = gate(compiled)
     middleware: list[Any] = [] if admission is None else [admission]
     app = Litestar(
         route_handlers=[
-            chat_route(service),
-            completions_route(service),
+            chat_route(service, defaults),
+            completions_route(service, defaults),
             *model_routes(manager),
             *health_routes(health or Health(manager)),
-            metrics_route(metrics, manager),
+            metrics_route(metrics, manager, peers),
             openapi_route(),
             *(route for spec in specs for route in spec.route_handlers),
         ],
@@ -69,10 +72,11 @@ def create_app(
         logging_config=None,
         debug=False,
     )
+    finished = metrics.start_plugins(compiled)  # last, so that nothing is registered for an application that cannot be made
     app.asgi_handler = ExchangeLayer(
         app.asgi_handler,
         endpoints=_ENDPOINTS,
-        observer=metrics.finished,
+        observer=finished,
         finished=AccessLog() if settings.access_log else None,
         direct=direct and not any(spec.middleware for spec in specs),
     )

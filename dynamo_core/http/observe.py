@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple, Protocol, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client.registry import Collector
 
 from dynamo_core.contracts.gate import RequestSummary
 from dynamo_core.http.exchange import Exchange
 from dynamo_core.http.histogram import Histogram, HistogramChild, log_buckets
+from dynamo_core.plugins import Faults
 from dynamo_core.serving.record import RequestRecord
 from dynamo_core.specs import MetricsContext
 
-__all__ = ["UNKNOWN_MODEL", "AccessLog", "FrontendMetrics", "ModelSeries", "PluginMetrics"]
+__all__ = ["UNKNOWN_MODEL", "AccessLog", "FrontendMetrics", "ModelSeries", "PluginMetrics", "PluginRegistry"]
 
 _access = logging.getLogger("dynamo_core.access")
 
@@ -23,6 +26,7 @@ UNKNOWN_MODEL = "unknown_model"
 """The label of requests for models that nobody serves: clients must not be able to make series."""
 
 _PROBES = frozenset({"/health", "/live", "/ready", "/metrics"})
+_REJECTIONS = frozenset({429, 503, 529})
 _ERROR_TYPES = {
     404: "not_found",
     429: "overload",
@@ -33,13 +37,46 @@ _ERROR_TYPES = {
 }
 
 Observer = Callable[[RequestSummary], None]
+Account = Callable[[Exchange, RequestSummary], None]
 
 
 class PluginMetrics(Protocol):
     """The part of the compiled plugins that acts here."""
 
+    @property
+    def faults(self) -> Faults: ...
+
     def start_metrics(self, context: MetricsContext) -> Observer | None:
         """Returns what is to be told of finished requests; it never raises."""
+
+
+class PluginRegistry(CollectorRegistry):
+    """What plugins register on: the frontend's registry, with a memory of what is theirs."""
+
+    def __init__(self, target: CollectorRegistry) -> None:
+        super().__init__()
+        self._target = target
+        self._registered: list[Collector] = []
+
+    def register(self, collector: Collector) -> None:
+        self._target.register(collector)
+        self._registered.append(collector)
+
+    def unregister(self, collector: Collector) -> None:
+        self._target.unregister(collector)
+        self._registered.remove(collector)
+
+    def collect(self) -> Iterable[Any]:
+        return self._target.collect()
+
+    def withdraw(self) -> None:
+        """Take all of it off the scrape; its plugins may go on counting."""
+        for collector in self._registered:
+            self._target.unregister(collector)
+
+    def restore(self) -> None:
+        for collector in self._registered:
+            self._target.register(collector)
 
 
 class ModelSeries(NamedTuple):
@@ -78,7 +115,18 @@ class FrontendMetrics:
         self._gap = self._histogram("inter_token_latency_seconds", "Token to token.", log_buckets(0.001, 80, 20))
         self._models: dict[str, ModelSeries] = {}
         self._outcomes: dict[tuple[str, ...], Any] = {}
-        self._observe: Observer | None = None
+        self._started = Counter(
+            f"{prefix}_requests_started", "Requests for a model that is served.", ("model",), registry=self.registry
+        )
+        self._cancelled = Counter(
+            f"{prefix}_model_cancellation", "Requests that their client gave up.", ("model",), registry=self.registry
+        )
+        self._rejected = Counter(
+            f"{prefix}_model_rejection", "Requests refused because of limits or load.", ("model",), registry=self.registry
+        )
+        self.faults: list[Faults] = []
+        """Of the compiled plugins, those of earlier ones first."""
+        self._plugins: PluginRegistry | None = None
         ProcessCollector(registry=self.registry)
 
     def series(self, model: str) -> ModelSeries:
@@ -94,16 +142,33 @@ class FrontendMetrics:
             )
         return found
 
-    def start_plugins(self, plugins: PluginMetrics) -> None:
-        """Let plugins register their collectors, and tell them of every request from here on. Called once, at start-up."""
-        self._observe = plugins.start_metrics(MetricsContext(registry=self.registry, prefix=self.prefix))
+    def start_plugins(self, plugins: PluginMetrics) -> Account:
+        """Let plugins register their collectors in place of those that were here before. Returns what accounts for a request.
+
+        Called for each application that is made: its requests are told to its own plugins. Raises
+        :class:`~dynamo_core.errors.PluginError`, and nothing has changed then.
+        """
+        earlier, ours = self._plugins, PluginRegistry(self.registry)
+        if earlier is not None:
+            earlier.withdraw()
+        try:
+            observe = plugins.start_metrics(MetricsContext(registry=ours, prefix=self.prefix))
+        except Exception:
+            ours.withdraw()
+            if earlier is not None:
+                earlier.restore()
+            raise
+        self._plugins = ours
+        self.faults.append(plugins.faults)
+        return partial(self.finished, observe)
 
     def admitted(self, exchange: Exchange, model: str) -> None:
         """The request is for this model and runs from here on."""
         exchange.model = model
+        self._started.labels(model).inc()
         self.series(model).inflight.inc()
 
-    def finished(self, exchange: Exchange, summary: RequestSummary) -> None:
+    def finished(self, observe: Observer | None, exchange: Exchange, summary: RequestSummary) -> None:
         """Account for one request. Called once a request, when its record closes."""
         label = exchange.model or UNKNOWN_MODEL
         if exchange.model is not None:
@@ -119,8 +184,12 @@ class FrontendMetrics:
             series.output_tokens.inc(summary.output_tokens)
             if summary.ttft is not None:
                 series.first_token.observe(summary.ttft)
-        if self._observe is not None:
-            self._observe(summary)
+        if summary.outcome == "cancelled":
+            self._cancelled.labels(label).inc()
+        elif summary.status in _REJECTIONS:
+            self._rejected.labels(label).inc()
+        if observe is not None:
+            observe(summary)
 
     def _histogram(self, name: str, documentation: str, bounds: tuple[float, ...]) -> Histogram:
         return Histogram(f"{self.prefix}_{name}", documentation, bounds, self.registry)

@@ -7,9 +7,10 @@ import contextlib
 import math
 import socket
 from collections.abc import Iterator
+from typing import Any, cast
 
 import uvicorn
-from litestar import Litestar
+from litestar.types import ASGIApp
 
 __all__ = ["HttpServer"]
 
@@ -17,11 +18,13 @@ _KEEP_ALIVE_SECONDS = 75
 
 
 class HttpServer:
-    """Serves one application on one listening socket until it is stopped."""
+    """Serves one application on one listening socket until it is stopped. ``tls``: paths of certificate and key."""
 
-    def __init__(self, app: Litestar, sock: socket.socket, *, grace: float, backlog: int = 4096) -> None:
+    def __init__(
+        self, app: ASGIApp, sock: socket.socket, *, grace: float, backlog: int = 4096, tls: tuple[str, str] | None = None
+    ) -> None:
         config = uvicorn.Config(
-            app,
+            cast("Any", app),
             http="httptools",
             ws="none",
             lifespan="on",
@@ -31,6 +34,8 @@ class HttpServer:
             server_header=False,
             backlog=backlog,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            ssl_certfile=tls[0] if tls else None,
+            ssl_keyfile=tls[1] if tls else None,
             timeout_graceful_shutdown=math.ceil(grace),
         )
         self._server = _Server(config)

@@ -40,6 +40,25 @@ class Lifecycle:
                 blame(participant.info, "fails in dynamo_startup", error)
             self._started.append(participant)
 
+    async def succeed(self, earlier: Lifecycle, process: str) -> None:
+        """Take over from ``earlier`` on a reload: start the plugins that it did not have, and leave it those that we lack, for
+        its own :meth:`shutdown`. A plugin that both have is neither started nor shut down.
+
+        Raises :class:`~dynamo_core.errors.StartupError` with everything as it was.
+        """
+        running = {participant.info.name for participant in earlier._started}
+        for participant in self._participants:
+            if participant.info.name not in running:
+                try:
+                    await _call(participant.startup, process)
+                except Exception as error:  # noqa: BLE001  # a stranger's code: named, and the reload is off
+                    await self.shutdown(process)
+                    blame(participant.info, "fails in dynamo_startup", error)
+                self._started.append(participant)
+        ours = {participant.info.name for participant in self._participants}
+        self._started = list(self._participants)
+        earlier._started = [participant for participant in earlier._started if participant.info.name not in ours]
+
     async def shutdown(self, process: str) -> None:
         """Shut down what was started, once. What raises is logged and counted, and the others still get their turn."""
         while self._started:

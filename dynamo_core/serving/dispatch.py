@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from math import ceil
 
 import msgspec
 
@@ -28,8 +29,9 @@ from dynamo_core.errors import Cancelled, Disconnected, EngineError, NoInstances
 from dynamo_core.serving.router_guard import RouterGuard
 from dynamo_core.serving.sequence import Leg, Sequence, SequenceReceiver, WorkerClient
 
-__all__ = ["DispatchCounters", "Dispatcher"]
+__all__ = ["HIT_RATE_STEPS", "DispatchCounters", "Dispatcher"]
 
+HIT_RATE_STEPS = 20
 _ROUTER_FAILED = "The router failed on this request."
 
 
@@ -41,6 +43,14 @@ class DispatchCounters(msgspec.Struct):
     """Legs that were continued on another worker."""
     stranded: int = 0
     """Requests that failed because no worker could continue them."""
+    hit_rates: list[int] = msgspec.field(default_factory=lambda: [0] * (HIT_RATE_STEPS + 1))
+    """Routed requests by the share of their prompt that the router believed cached, in HIT_RATE_STEPS steps, rounded up."""
+    hit_rate_sum: float = 0.0
+
+    def hit(self, rate: float) -> None:
+        rate = min(1.0, max(0.0, rate))
+        self.hit_rates[ceil(rate * HIT_RATE_STEPS)] += 1
+        self.hit_rate_sum += rate
 
 
 class Dispatcher:
@@ -213,6 +223,8 @@ class Dispatcher:
         worker.inflight_tokens += len(sequence.route.token_ids)
         leg = Leg(sequence, worker)
         self.counters.routed += 1
+        blocks = len(sequence.route.token_ids) // worker.card.block_size if worker.card.block_size else 0
+        self.counters.hit(route.overlap_blocks / blocks if blocks else 0.0)
         if client is None:
             sequence.leg = leg
             sequence.leg_ended(leg, Disconnected("The worker left."))

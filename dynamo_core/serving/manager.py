@@ -77,6 +77,12 @@ class ModelManager:
         for client in self._clients.values():
             await client.close()
 
+    def recompiled(self, compiled: Compiled) -> None:
+        """Other plugins: streams that begin from here on get their filters. Routers stay, with what they have learned."""
+        self._open_filter = compiled.output_filter
+        for model in self._models.values():
+            model.open_filter = compiled.output_filter
+
     # --- what the HTTP layer asks --------------------------------------------------------------------------------------------
 
     def get(self, name: str) -> ServedModel:

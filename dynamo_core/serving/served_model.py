@@ -62,7 +62,8 @@ class ServedModel:
         self._dispatcher = Dispatcher(card.name, router, migration_limit=migration_limit)
         self._event_plane = event_plane
         self._clock = clock
-        self._open_filter = open_filter
+        self.open_filter = open_filter
+        """Of the active plugins; replaced when they are compiled anew."""
         self._feeds: dict[int, WorkerFeed] = {}
         self._run = secrets.token_hex(3)
         self._count = count()
@@ -129,8 +130,8 @@ class ServedModel:
         token counts; closing it, after the sink's last call or after killing the context, is the caller's. An output filter
         may refuse the request: that is raised.
         """
-        if self._open_filter is not None:
-            sink = filtered(sink, request, record, self.name, self._open_filter)
+        if self.open_filter is not None:
+            sink = filtered(sink, request, record, self.name, self.open_filter)
         generation = Generation(request, sink, record, context, self.tokenizer)
         record.card = self.card
         for index, choice in enumerate(generation.choices):

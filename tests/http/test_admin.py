@@ -124,8 +124,17 @@ async def test_the_engines_metrics_are_merged_without_duplicates(running: Any) -
     assert openmetrics.endswith("# EOF\n")
 
 
-def test_an_engine_s_family_that_is_taken_is_left_out() -> None:
-    assert merge_worker_metrics({1: b"# TYPE a gauge\na 1\n"}, frozenset({"a"})) == []
+async def test_a_family_that_engine_and_frontend_share_is_told_once_with_the_series_of_both(running: Any) -> None:
+    running.manager.engine_metrics = {10: b"# TYPE process_open_fds gauge\nprocess_open_fds 7\n"}
+    body = (await running.http.get("/metrics")).text
+    assert body.count("# TYPE process_open_fds gauge") == 1
+    assert len(re.findall(r"^process_open_fds(?:{.*})? ", body, re.MULTILINE)) == 2
+    assert 'process_open_fds{worker_id="a"} 7.0' in body
+
+
+def test_an_engine_that_tells_a_series_twice_is_told_once() -> None:
+    (family,) = merge_worker_metrics({1: b"# TYPE a gauge\na 1\na 2\n"})
+    assert [(sample.labels, sample.value) for sample in family.samples] == [({"worker_id": "1"}, 1.0)]
 
 
 # --- the access log ----------------------------------------------------------------------------------------------------------

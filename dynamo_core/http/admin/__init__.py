@@ -2,6 +2,6 @@
 
 from dynamo_core.http.admin.docs import openapi_config, openapi_route
 from dynamo_core.http.admin.health import Health, health_routes
-from dynamo_core.http.admin.metrics import metrics_route
+from dynamo_core.http.admin.metrics import Peers, metrics_route
 
-__all__ = ["Health", "health_routes", "metrics_route", "openapi_config", "openapi_route"]
+__all__ = ["Health", "Peers", "health_routes", "metrics_route", "openapi_config", "openapi_route"]

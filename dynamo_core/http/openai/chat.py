@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from litestar import post
@@ -15,6 +15,7 @@ from dynamo_core.errors import InvalidRequest
 from dynamo_core.http.body import json_body
 from dynamo_core.http.errors import ErrorBody
 from dynamo_core.http.exchange import exchange_of
+from dynamo_core.http.openai.defaults import with_defaults
 from dynamo_core.http.openai.formats import ChatBody, ChatChunks
 from dynamo_core.http.openai.service import OpenAiService, Wish
 from dynamo_core.http.openai.types import ChatCompletion, ChatCompletionRequest
@@ -25,11 +26,11 @@ __all__ = ["CHAT_PATH", "chat_route"]
 CHAT_PATH = "/v1/chat/completions"
 
 
-def chat_route(service: OpenAiService) -> HTTPRouteHandler:
+def chat_route(service: OpenAiService, defaults: Mapping[str, Any] = {}) -> HTTPRouteHandler:
     @post(
         CHAT_PATH,
         status_code=200,
-        dto=json_body(ChatCompletionRequest),
+        dto=json_body(with_defaults(ChatCompletionRequest, defaults)),
         return_dto=None,
         tags=["OpenAI"],
         summary="Chat completion",

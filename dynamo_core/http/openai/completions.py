@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from litestar import post
 from litestar.handlers import HTTPRouteHandler
@@ -14,6 +15,7 @@ from dynamo_core.errors import InvalidRequest
 from dynamo_core.http.body import json_body
 from dynamo_core.http.errors import ErrorBody
 from dynamo_core.http.exchange import exchange_of
+from dynamo_core.http.openai.defaults import with_defaults
 from dynamo_core.http.openai.formats import CompletionBody, CompletionChunks
 from dynamo_core.http.openai.service import OpenAiService, Wish
 from dynamo_core.http.openai.types import Completion, CompletionRequest, Prompt
@@ -27,11 +29,11 @@ _DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
 
 
-def completions_route(service: OpenAiService) -> HTTPRouteHandler:
+def completions_route(service: OpenAiService, defaults: Mapping[str, Any] = {}) -> HTTPRouteHandler:
     @post(
         COMPLETIONS_PATH,
         status_code=200,
-        dto=json_body(CompletionRequest),
+        dto=json_body(with_defaults(CompletionRequest, defaults)),
         return_dto=None,
         tags=["OpenAI"],
         summary="Completion",
