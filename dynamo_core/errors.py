@@ -20,6 +20,7 @@
     ├── DeadlineExceeded             504
     ├── EngineError                  500  the engine raised
     ├── ProtocolError                500  a peer sent what is not a frame
+    ├── HttpError                    the status that a handler chose
     └── StartupError                 exit code 2, one sentence
         ├── ConfigError              a setting is unknown or ill-typed
         └── PluginError              a plugin is unknown, broken or does not fit
@@ -32,8 +33,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
-    "CannotConnect",
     "Cancelled",
+    "CannotConnect",
     "ConfigError",
     "ContextLengthExceeded",
     "DeadlineExceeded",
@@ -41,6 +42,7 @@ __all__ = [
     "DynamoError",
     "EngineError",
     "EngineShutdown",
+    "HttpError",
     "InvalidRequest",
     "ModelNotFound",
     "NoInstances",
@@ -162,6 +164,20 @@ class ProtocolError(DynamoError):
     default_code = "protocol_error"
 
 
+class HttpError(DynamoError):
+    """Raised by an endpoint's handler to choose the HTTP status of the answer, from 400 to 599. Long messages are cut."""
+
+    def __init__(self, code: int, message: str, *, param: str | None = None) -> None:
+        if not 400 <= code <= 599:
+            raise ValueError(f"{code} is no HTTP status of an error: give one from 400 to 599")
+        super().__init__(message[:_HTTP_ERROR_CHARACTERS], param=param, code=str(code))
+        self.status = code  # type: ignore[misc]  # of this error alone; the class has none of its own
+        self.type = "invalid_request_error" if code < 500 else "internal_error"  # type: ignore[misc]
+
+
+_HTTP_ERROR_CHARACTERS = 8192
+
+
 class StartupError(DynamoError):
     """Something that the user can put right keeps a command from starting: exit code 2, the message alone on stderr."""
 
@@ -186,4 +202,7 @@ _BY_NAME: dict[str, type[DynamoError]] = {
 
 def error_from_wire(name: str, message: str, param: str | None = None, code: str | None = None) -> DynamoError:
     """The exception that a peer's error frame stands for; a name that this version lacks becomes :class:`EngineError`."""
+    if name == "HttpError":
+        status = int(code) if code is not None and code.isascii() and code.isdigit() else 500
+        return HttpError(status if 400 <= status <= 599 else 500, message, param=param)
     return _BY_NAME.get(name, EngineError)(message, param=param, code=code)

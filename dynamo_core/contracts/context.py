@@ -7,7 +7,15 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["Context"]
+__all__ = ["Context", "TraceHeaders"]
+
+
+class TraceHeaders(dict[str, str]):
+    """``traceparent``, ``tracestate``, ``x-request-id`` and ``request-id`` as received. Calling it gives a copy, as code written
+    for Dynamo does."""
+
+    def __call__(self) -> dict[str, str]:
+        return dict(self)
 
 
 class Context:
@@ -32,8 +40,7 @@ class Context:
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.deadline = deadline
         """Seconds since the epoch, or ``None``."""
-        self.trace_headers: dict[str, str] = dict(trace_headers or {})
-        """``traceparent``, ``tracestate`` and ``x-request-id`` as received."""
+        self.trace_headers = TraceHeaders(trace_headers or {})
         self._stopped = False
         self._killed = False
         self._callbacks: list[Callable[[bool], None]] | None = None
@@ -41,6 +48,16 @@ class Context:
 
     def id(self) -> str:
         return self._id
+
+    @property
+    def trace_id(self) -> str | None:
+        """Of the W3C ``traceparent``, 32 hexadecimal digits; ``None`` when the request came without one."""
+        return self._traceparent(1, 32)
+
+    @property
+    def parent_span_id(self) -> str | None:
+        """The caller's span, 16 hexadecimal digits."""
+        return self._traceparent(2, 16)
 
     def is_stopped(self) -> bool:
         """True after either :meth:`stop_generating` or :meth:`kill`."""
@@ -97,6 +114,10 @@ class Context:
     def detached(self, id: str | None = None) -> Context:
         """A context with the same metadata that is not cancelled with this one."""
         return Context(id, self.metadata, trace_headers=self.trace_headers)
+
+    def _traceparent(self, place: int, digits: int) -> str | None:
+        parts = self.trace_headers.get("traceparent", "").split("-")
+        return parts[place] if len(parts) >= 4 and len(parts[place]) == digits else None
 
     def _notify(self, *, killed: bool) -> None:
         for callback in tuple(self._callbacks or ()):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,12 +15,13 @@ from dynamo_core.contracts.context import Context
 from dynamo_core.contracts.discovery import Deleted, Instance, Put, Synced
 from dynamo_core.contracts.planes import ClientStream, RequestPlane, StreamReceiver
 from dynamo_core.errors import DynamoError, NoInstances
+from dynamo_core.runtime.bidirectional import bidirectional_stream
 from dynamo_core.runtime.response import ResponseStream
 
 if TYPE_CHECKING:
     from dynamo_core.runtime.component import Endpoint
 
-__all__ = ["Client"]
+__all__ = ["Client", "nearest_endpoints"]
 
 _log = logging.getLogger(__name__)
 _decode = msgspec.json.Decoder(Instance).decode
@@ -34,8 +36,9 @@ _RETRY_SECONDS = 1.0
 class Client:
     """Follows discovery. An instance whose connection breaks is withdrawn at once and comes back when it answers again."""
 
-    def __init__(self, endpoint: Endpoint, plane: RequestPlane) -> None:
+    def __init__(self, endpoint: Endpoint, plane: RequestPlane, *, mode: str = "round-robin") -> None:
         self.endpoint = endpoint
+        self._mode = mode
         self._plane = plane
         self._known: dict[str, Instance] = {}
         """By discovery key: what discovery lists."""
@@ -58,15 +61,20 @@ class Client:
         return list(self._usable)
 
     async def wait_for_instances(self, timeout: float | None = None) -> list[int]:  # noqa: ASYNC109  # Dynamo's name
-        """Wait until somebody serves. Raises :class:`NoInstances` after ``timeout`` seconds."""
+        """Wait until somebody serves. Raises :class:`NoInstances` after ``timeout`` seconds, with the nearest endpoints alive."""
         try:
             async with asyncio.timeout(timeout):
                 while not self._usable:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            raise NoInstances(f"nobody serves {self.endpoint.path} after {timeout:g} s") from None
+            alive = nearest_endpoints(self.endpoint.path, await self._endpoints_alive())
+            raise NoInstances(f"nobody serves {self.endpoint.path} after {timeout:g} s; {alive}") from None
         return self.instance_ids()
+
+    async def wait_for_endpoints(self, timeout: float | None = None) -> list[int]:  # noqa: ASYNC109  # Dynamo's name
+        """:meth:`wait_for_instances` in an older spelling."""
+        return await self.wait_for_instances(timeout)
 
     async def synced(self) -> Client:
         """Wait until what discovery holds is known."""
@@ -115,7 +123,30 @@ class Client:
         return self.direct(request, random.choice(self._ids()), annotated, context)
 
     def generate(self, request: Any, annotated: bool = True, context: Context | None = None) -> ResponseStream:
+        if self._mode == "random":
+            return self.random(request, annotated, context)
         return self.round_robin(request, annotated, context)
+
+    def bidirectional(
+        self,
+        requests: AsyncIterable[Any],
+        annotated: bool = True,
+        context: Context | None = None,
+        *,
+        instance_id: int | None = None,
+    ) -> ResponseStream:
+        """Call an endpoint that was served by ``serve_bidirectional_endpoint``: ``requests`` are sent while responses come.
+
+        Their end is no cancellation. What they raise ends the stream as an ``EngineError``.
+        """
+        if instance_id is None:
+            self._next += 1
+            ids = self._ids()
+            instance_id = ids[self._next % len(ids)]
+        instance = self._usable.get(instance_id)
+        if instance is None:
+            raise NoInstances(f"instance {instance_id:x} does not serve {self.endpoint.path}")
+        return bidirectional_stream(self._plane, instance, requests, context or Context(), annotated=annotated)
 
     def static(self, request: Any, annotated: bool = True, context: Context | None = None) -> ResponseStream:
         """The first instance, always."""
@@ -135,6 +166,14 @@ class Client:
         if not self._usable:
             raise NoInstances(f"nobody serves {self.endpoint.path}")
         return list(self._usable)
+
+    async def _endpoints_alive(self) -> set[str]:
+        try:
+            keys = await self.endpoint.runtime.discovery.get_prefix("instances/")
+        except Exception as error:  # noqa: BLE001  # a store that is out of reach must not hide that nobody serves
+            _log.warning("discovery cannot say who is alive: %s", error)
+            return set()
+        return {".".join(key.split("/")[1:4]) for key in keys}
 
     # --- following discovery -------------------------------------------------------------------------------------------------
 
@@ -221,3 +260,12 @@ class Client:
         if self._usable.pop(instance_id, None) is not None:
             for removed in tuple(self._removed):
                 removed(instance_id)
+
+
+def nearest_endpoints(path: str, alive: Collection[str]) -> str:
+    """For the end of a sentence: what was probably meant."""
+    if not alive:
+        return "no endpoint at all is alive in this discovery store"
+    name = path.rpartition(".")[2]
+    nearest = difflib.get_close_matches(path, alive, 3, 0.4) or sorted(alive, key=lambda other: (not other.endswith(name), other))
+    return f"alive are {', '.join(nearest[:3])}"

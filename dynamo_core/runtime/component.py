@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import inspect
 import os
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from dynamo_core.contracts.discovery import Instance
 from dynamo_core.contracts.planes import RequestHandler
 from dynamo_core.errors import ConfigError
+from dynamo_core.runtime.bidirectional import BidirectionalHandler, input_endpoint
+from dynamo_core.runtime.canary import Canary, CanarySettings, Pulse
 from dynamo_core.runtime.client import Client
 from dynamo_core.runtime.handler import GeneratorHandler
+from dynamo_core.runtime.metrics import EndpointMetrics, RuntimeMetrics
+from dynamo_core.runtime.served import Served
 
 if TYPE_CHECKING:
     from dynamo_core.runtime.distributed import DistributedRuntime
 
 __all__ = ["Component", "Endpoint", "Namespace", "Served", "parse_endpoint"]
-
-_log = logging.getLogger(__name__)
 
 _PART = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -63,28 +62,30 @@ class Endpoint:
         self.namespace, self.component, self.name = parse_endpoint(path)
         self.path = f"{self.namespace}.{self.component}.{self.name}"
 
-    async def serve(self, handler: RequestHandler, *, events: str = "") -> Served:
+    async def serve(
+        self,
+        handler: RequestHandler,
+        *,
+        events: str = "",
+        health_check_payload: Any = None,
+        canary: CanarySettings | None = None,
+    ) -> Served:
         """Serve with a handler that writes into a sink. ``events`` is the address where this instance publishes its events.
 
-        Listens first, then appears in discovery.
+        Listens first, then appears in discovery. With a payload the endpoint has to answer canary requests when it is idle;
+        ``canary`` says how, the runtime's own settings if it is not given.
         """
         runtime = self.runtime
         await runtime.start()
-        address = await runtime.request_plane.serve(self.path, handler)
-        instance = Instance(
-            instance_id=runtime.instance_id,
-            namespace=self.namespace,
-            component=self.component,
-            endpoint=self.name,
-            address=address,
-            request_plane=runtime.request_plane_name,
-            events=events,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-        )
-        served = Served(self, instance)
+        settings = canary or runtime.canary
+        pulse = Pulse() if health_check_payload is not None and settings.enabled else None
+        address = await runtime.request_plane.serve(self.path, handler if pulse is None else pulse.watching(handler))
+        served = Served(self, self._instance(address, events))
+        served.health_check_payload = health_check_payload
         runtime.adopt(served)
         await served.join()
+        if pulse is not None:
+            served.canary = Canary(served, health_check_payload, pulse, settings)
         return served
 
     async def serve_endpoint(
@@ -98,69 +99,125 @@ class Endpoint:
 
         Returns once the endpoint has left: by :meth:`DistributedRuntime.shutdown` or because this call was cancelled.
         With ``graceful_shutdown`` running requests are finished first, without it they are dropped, so that clients move them.
-        ``metrics_labels`` and ``health_check_payload`` are kept on the :class:`Served`.
+        ``metrics_labels`` stand on the endpoint's series (``runtime.metrics``). ``health_check_payload`` is a request that the
+        endpoint must be able to answer at any time; see :class:`~dynamo_core.runtime.canary.Canary`.
         """
-        generator = GeneratorHandler(handler, self.path)
-        served = await self.serve(generator)
-        served.graceful = graceful_shutdown
-        served.metrics_labels = tuple(metrics_labels or ())
-        served.health_check_payload = health_check_payload
+        generator = self._generator(handler, metrics_labels)
+        served = await self.serve(generator, events=self._events(), health_check_payload=health_check_payload)
+        await self._until_closed(served, generator, graceful_shutdown, metrics_labels)
+
+    async def serve_unary_endpoint(
+        self,
+        handler: Callable[..., Any],
+        graceful_shutdown: bool = True,
+        metrics_labels: Sequence[tuple[str, str]] | None = None,
+        health_check_payload: Mapping[str, Any] | None = None,
+    ) -> None:
+        """As :meth:`serve_endpoint`, for a coroutine function with exactly one response; call it by
+        :class:`~dynamo_core.runtime.unary.UnaryClient`."""
+        if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
+            raise ConfigError(f"the handler of {self.path} yields: serve it by serve_endpoint, or return the one response")
+        await self.serve_endpoint(handler, graceful_shutdown, metrics_labels, health_check_payload)
+
+    async def serve_bidirectional_endpoint(
+        self,
+        handler: Callable[..., Any],
+        graceful_shutdown: bool = True,
+        metrics_labels: Sequence[tuple[str, str]] | None = None,
+    ) -> None:
+        """As :meth:`serve_endpoint`, for ``handler(requests[, context])``, whose ``requests`` are an async iterator that goes
+        on while responses leave. Call it by ``Client.bidirectional``."""
+        generator = self._generator(handler, metrics_labels)
+        both = BidirectionalHandler(generator)
+        inputs = f"{self.namespace}.{self.component}.{input_endpoint(self.name)}"
+        await self.runtime.start()
+        plane = self.runtime.request_plane
+        await plane.serve(inputs, both.take_input)
+        served = await self.serve(both.handle, events=self._events())
+        try:
+            await self._until_closed(served, generator, graceful_shutdown, metrics_labels)
+        finally:
+            both.close()
+            await plane.unserve(inputs)
+
+    async def unregister_endpoint_instance(self) -> None:
+        """Leave discovery, so that routers choose others; what comes all the same is served. For a worker that sleeps."""
+        await self._served().suspend("unregistered")
+
+    async def register_endpoint_instance(self) -> None:
+        """Appear in discovery again."""
+        await self._served().resume("unregistered")
+
+    def connection_id(self) -> int:
+        """The id of this process as an instance."""
+        return self.runtime.instance_id
+
+    @property
+    def metrics(self) -> RuntimeMetrics:
+        """Of the whole process; for ``register_prometheus_expfmt_callback``."""
+        return self.runtime.metrics
+
+    async def client(self, router_mode: Any = None) -> Client:
+        """A client that knows who serves at this moment. ``router_mode`` is what ``Client.generate`` does: round-robin unless it
+        is ``"random"`` (or an enum's member of that name)."""
+        await self.runtime.start()
+        client = Client(self, self.runtime.request_plane, mode=_mode(router_mode))
+        self.runtime.clients.add(client)
+        return await client.synced()
+
+    def _instance(self, address: str, events: str) -> Instance:
+        return Instance(
+            instance_id=self.runtime.instance_id,
+            namespace=self.namespace,
+            component=self.component,
+            endpoint=self.name,
+            address=address,
+            request_plane=self.runtime.request_plane_name,
+            events=events,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+
+    def _events(self) -> str:
+        return getattr(self.runtime, "event_address", "")
+
+    def _served(self) -> Served:
+        served = self.runtime.served(self.path)
+        if served is None:
+            raise ConfigError(f"this process does not serve {self.path}: register and unregister it while it does")
+        return served
+
+    def _generator(self, handler: Callable[..., Any], labels: Sequence[tuple[str, str]] | None) -> GeneratorHandler:
+        runtime = self.runtime
+        metrics = EndpointMetrics(self.path, tuple(labels or ()))
+        runtime.metrics.add(metrics)
+        return GeneratorHandler(
+            handler,
+            self.path,
+            metrics=metrics,
+            adapter=lambda: runtime.adapters.get(self.path),
+            threads=lambda: runtime.threads,
+        )
+
+    async def _until_closed(
+        self,
+        served: Served,
+        generator: GeneratorHandler,
+        graceful: bool,
+        labels: Sequence[tuple[str, str]] | None,
+    ) -> None:
+        served.graceful = graceful
+        served.metrics_labels = tuple(labels or ())
         try:
             await served.closed()
         finally:
             await served.close()
             await generator.close()
 
-    async def client(self) -> Client:
-        """A client that knows who serves at this moment."""
-        await self.runtime.start()
-        client = Client(self, self.runtime.request_plane)
-        self.runtime.clients.add(client)
-        return await client.synced()
 
-
-class Served:
-    """An endpoint that this process serves."""
-
-    def __init__(self, endpoint: Endpoint, instance: Instance) -> None:
-        self.endpoint = endpoint
-        self.instance = instance
-        self.graceful = True
-        self.metrics_labels: tuple[tuple[str, str], ...] = ()
-        self.health_check_payload: Mapping[str, Any] | None = None
-        self._key = f"instances/{endpoint.namespace}/{endpoint.component}/{endpoint.name}/{instance.instance_id:x}"
-        self._idle: asyncio.Task[None] | None = None
-        self._closed = asyncio.Event()
-
-    async def join(self) -> None:
-        """Appear in discovery."""
-        await self.endpoint.runtime.discovery.put(self._key, msgspec.json.encode(self.instance))
-
-    async def leave(self) -> None:
-        """Leave discovery and refuse new requests; running ones go on."""
-        if self._idle is None:
-            runtime = self.endpoint.runtime
-            # The plane first, within this turn: no request slips in while the store is slow.
-            self._idle = asyncio.ensure_future(_awaited(runtime.request_plane.unserve(self.endpoint.path)))
-            try:
-                await runtime.discovery.delete(self._key)
-            except Exception as error:  # noqa: BLE001  # a store that is down must not keep this process from finishing
-                _log.warning("%s could not be deleted from discovery, its lease will lapse: %s", self._key, error)
-
-    async def close(self, grace: float | None = None) -> None:
-        """Leave, wait for running requests (``grace`` seconds, ``None``: as long as they take; not at all unless graceful)."""
-        await self.leave()
-        if self._idle is not None and not self._idle.done():
-            if self.graceful:
-                await asyncio.wait((self._idle,), timeout=grace)
-            self._idle.cancel()
-        self.endpoint.runtime.release(self)
-        self._closed.set()
-
-    async def closed(self) -> None:
-        """Wait until :meth:`close` has done its work."""
-        await self._closed.wait()
-
-
-async def _awaited(awaitable: Any) -> None:
-    await awaitable
+def _mode(router_mode: Any) -> str:
+    name = str(getattr(router_mode, "value", router_mode) or "round-robin").lower().replace("_", "-")
+    mode = {"roundrobin": "round-robin"}.get(name, name)
+    if mode not in {"round-robin", "random"}:
+        raise ConfigError(f"a client cannot route by {mode}: use round-robin, random or direct(), or dynamo_core.llm.KvRouter")
+    return mode

@@ -3,79 +3,119 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynamo_core.contracts.context import Context
-from dynamo_core.errors import InvalidRequest
+from dynamo_core.runtime.canary import CanarySettings
 from dynamo_core.runtime.distributed import DistributedRuntime
+from dynamo_core.runtime.typed import parse_request, plain_response
 
-__all__ = ["dynamo_endpoint", "dynamo_worker"]
+if TYPE_CHECKING:
+    from dynamo_core.config import Settings
+
+__all__ = ["dynamo_endpoint", "dynamo_worker", "runtime_of"]
+
+_RETURN_SECONDS = 1.0
+"""For a worker to return by itself once its endpoints are gone."""
 
 
 def dynamo_worker(static: bool = False) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]:
-    """Give ``async def worker(runtime, …)`` a runtime made from ``DYN_DISCOVERY_BACKEND`` (file), ``DYN_REQUEST_PLANE`` (tcp),
-    ``DYN_EVENT_PLANE`` (zmq) and ``DYN_NAMESPACE``, and shut it down when the worker returns. ``static`` means nothing."""
+    """Give ``async def worker(runtime, …)`` a runtime made from the settings of the environment and ``dynamo.toml``
+    (``DYN_DISCOVERY_BACKEND``, ``DYN_REQUEST_PLANE``, ``DYN_EVENT_PLANE``, ``DYN_NAMESPACE`` …), and shut it down when the worker
+    returns. SIGTERM and SIGINT shut it down, too: endpoints finish what runs, and the worker's ``serve_endpoint`` returns;
+    a worker that does not return by itself is cancelled. ``static`` means nothing."""
     del static
 
     def decorate(worker: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         @functools.wraps(worker)
         async def run(*args: Any, **kwargs: Any) -> Any:
-            environ = os.environ
-            runtime = DistributedRuntime(
-                asyncio.get_running_loop(),
-                environ.get("DYN_DISCOVERY_BACKEND") or environ.get("DYN_STORE_KV") or "file",
-                environ.get("DYN_REQUEST_PLANE") or "tcp",
-                event_plane=environ.get("DYN_EVENT_PLANE") or "zmq",
-                namespace=environ.get("DYN_NAMESPACE") or "dynamo",
-            )
-            async with runtime:
-                return await worker(runtime, *args, **kwargs)
+            from dynamo_core.config import resolve
+
+            async with runtime_of(resolve({}).settings) as runtime:
+                return await _until_signal(runtime, asyncio.ensure_future(worker(runtime, *args, **kwargs)))
 
         return run
 
     return decorate
 
 
+def runtime_of(settings: Settings) -> DistributedRuntime:
+    """A runtime as the settings say."""
+    return DistributedRuntime(
+        None,
+        settings.discovery_backend,
+        settings.request_plane,
+        event_plane=settings.event_plane,
+        namespace=settings.namespace,
+        run_dir=settings.run_dir,
+        file_kv=settings.file_kv,
+        grace=settings.graceful_shutdown_secs,
+        blocking_threads=settings.runtime_max_blocking_threads,
+        canary=CanarySettings(
+            enabled=settings.health_check_enabled,
+            wait=settings.canary_wait_secs,
+            timeout=settings.health_check_timeout_secs,
+        ),
+    )
+
+
+async def _until_signal(runtime: DistributedRuntime, working: asyncio.Future[Any]) -> Any:
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.Event()
+    handled = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread: signals are not ours
+            loop.add_signal_handler(number, signalled.set)
+            handled.append(number)
+    waiting = asyncio.create_task(signalled.wait())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            await runtime.shutdown()
+            await asyncio.wait({working}, timeout=_RETURN_SECONDS)
+            if not working.done():
+                working.cancel()
+                await asyncio.wait({working})
+            if working.cancelled():
+                return None
+        return await working
+    finally:
+        waiting.cancel()
+        working.cancel()
+        await asyncio.gather(waiting, working, return_exceptions=True)
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+
 def dynamo_endpoint(
     request_type: Any, response_type: Any
 ) -> Callable[[Callable[..., AsyncIterator[Any]]], Callable[..., AsyncIterator[Any]]]:
-    """Parse the request (the last positional argument, or the one before the context) where ``request_type`` is a pydantic model:
-    text as JSON, a mapping as fields. What does not fit is a ValueError, to remote clients an InvalidRequest, at the first item.
-    ``response_type`` documents; it is not checked."""
-    del response_type
+    """Check the request (the last positional argument, or the one before the context) and every response against pydantic
+    models, msgspec structs or dataclasses; other types document. A request comes as text, which is read as JSON, or as a mapping.
+
+    A request that does not fit is a ValueError, to remote clients an InvalidRequest, at the first item; a response that does not
+    fit ends the stream with an EngineError.
+    """
 
     def decorate(handler: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
         @functools.wraps(handler)
         async def wrapped(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
             place = len(args) - (2 if args and isinstance(args[-1], Context) else 1)
             if place >= 0:
-                args = (*args[:place], _parsed(request_type, args[place]), *args[place + 1 :])
-            async for item in handler(*args, **kwargs):
-                yield _dumped(item)
+                args = (*args[:place], parse_request(request_type, args[place]), *args[place + 1 :])
+            stream = handler(*args, **kwargs)
+            try:
+                async for item in stream:
+                    yield plain_response(response_type, item)
+            finally:
+                close = getattr(stream, "aclose", None)
+                if close is not None:
+                    await close()
 
         return wrapped
 
     return decorate
-
-
-class _MisfitError(InvalidRequest, ValueError):
-    pass
-
-
-def _parsed(kind: Any, request: Any) -> Any:
-    """pydantic's own validation; recognised by its methods, so that pydantic need not be installed."""
-    try:
-        if isinstance(request, (str, bytes)) and hasattr(kind, "model_validate_json"):
-            return kind.model_validate_json(request)
-        if isinstance(request, dict) and hasattr(kind, "model_validate"):
-            return kind.model_validate(request)
-    except ValueError as error:
-        raise _MisfitError(str(error)) from None
-    return request
-
-
-def _dumped(item: Any) -> Any:
-    return item.model_dump() if hasattr(item, "model_dump") else item

@@ -7,7 +7,8 @@ import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,8 +17,12 @@ import msgspec
 from dynamo_core.contracts.discovery import Discovery
 from dynamo_core.contracts.planes import EventPlane, RequestPlane
 from dynamo_core.errors import StartupError
+from dynamo_core.runtime.canary import CanarySettings
 from dynamo_core.runtime.client import Client
-from dynamo_core.runtime.component import Endpoint, Namespace, Served
+from dynamo_core.runtime.component import Endpoint, Namespace
+from dynamo_core.runtime.handler import PayloadAdapter
+from dynamo_core.runtime.metrics import RuntimeMetrics
+from dynamo_core.runtime.served import Served
 from dynamo_core.specs import PlaneContext
 
 if TYPE_CHECKING:
@@ -34,8 +39,8 @@ class DistributedRuntime:
     Each is named (a provider among ``compiled``, else the plugin of that name is activated) or given as an object, which is how
     several runtimes of one process share a store or a hub. The constructor does no I/O: the first of
     :meth:`start`, :meth:`Endpoint.serve` and :meth:`Endpoint.client` starts everything. ``run_dir`` is a private folder for
-    sockets, made and removed here if not given. ``loop`` and a boolean ``request_plane`` are accepted for code written for Dynamo
-    and mean nothing.
+    sockets, made and removed here if not given. ``loop``, a boolean ``request_plane``, ``enable_nats`` and ``response_plane`` are
+    accepted for code written for Dynamo and mean nothing. ``blocking_threads`` run handlers that are plain functions.
     """
 
     def __init__(
@@ -43,15 +48,19 @@ class DistributedRuntime:
         loop: asyncio.AbstractEventLoop | None = None,
         discovery_backend: str | Discovery = "file",
         request_plane: str | bool | RequestPlane = "tcp",
+        enable_nats: bool | None = None,
         *,
+        response_plane: str | None = None,
         event_plane: str | EventPlane = "zmq",
         namespace: str = "dynamo",
         run_dir: str | None = None,
         compiled: Compiled | None = None,
         file_kv: str | None = None,
         grace: float = 30.0,
+        canary: CanarySettings | None = None,
+        blocking_threads: int = 16,
     ) -> None:
-        del loop
+        del loop, enable_nats, response_plane
         self.instance_id = secrets.randbelow((1 << 53) - 1) + 1
         self.default_namespace = namespace
         self.grace = grace
@@ -65,6 +74,16 @@ class DistributedRuntime:
         """Where this process publishes its events; for ``Endpoint.serve(events=…)``."""
         self.clients: set[Client] = set()
         """Closed with the runtime, unless they were before."""
+        self.metrics = RuntimeMetrics()
+        """Of the endpoints that this process serves with generators and functions."""
+        self.canary = canary or CanarySettings()
+        self.adapters: dict[str, PayloadAdapter] = {}
+        """By endpoint: between what travels and what its handler sees. Kept by layers above that know more of a request."""
+        self.attached: dict[str, Any] = {}
+        """What layers above keep for the life of this runtime, under their modules' names."""
+        self._blocking_threads = blocking_threads
+        self._threads: ThreadPoolExecutor | None = None
+        self._on_shutdown: list[Callable[[], Awaitable[None]]] = []
         self._choices = (discovery_backend, named, event_plane)
         self._compiled = compiled
         self._file_kv = file_kv
@@ -103,6 +122,33 @@ class DistributedRuntime:
 
     async def __aexit__(self, *_: object) -> None:
         await self.shutdown()
+
+    def on_shutdown(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Await ``callback()`` when the runtime shuts down, after its endpoints have left and before its planes close."""
+        self._on_shutdown.append(callback)
+
+    def served(self, path: str) -> Served | None:
+        """What this process serves as ``ns.comp.ep``."""
+        return next((served for served in self._served if served.endpoint.path == path), None)
+
+    async def sleep(self) -> None:
+        """Leave discovery with every endpoint and go on serving what comes all the same, until :meth:`wake`."""
+        await asyncio.gather(*(served.suspend("asleep") for served in self._served))
+
+    async def wake(self) -> None:
+        await asyncio.gather(*(served.resume("asleep") for served in self._served))
+
+    async def set_health_status(self, healthy: bool) -> None:
+        """Tell routers whether to choose this process: an unhealthy one is out of discovery until it says otherwise."""
+        for served in self._served:
+            await (served.resume("unhealthy") if healthy else served.suspend("unhealthy"))
+
+    @property
+    def threads(self) -> ThreadPoolExecutor:
+        """For handlers that block."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._blocking_threads, "handler")
+        return self._threads
 
     def adopt(self, served: Served) -> None:
         self._served.append(served)
@@ -159,8 +205,15 @@ class DistributedRuntime:
         served = tuple(self._served)
         await asyncio.gather(*(one.leave() for one in served))
         await asyncio.gather(*(one.close(self.grace) for one in served))
+        for callback in reversed(self._on_shutdown):
+            try:
+                await callback()
+            except Exception:  # noqa: BLE001  # the others must still be closed
+                _log.exception("a callback of the shutdown failed")
         await asyncio.gather(*(client.close() for client in tuple(self.clients)))
         await self._close_parts()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _close_parts(self) -> None:
         for part in (getattr(self, name, None) for name in ("request_plane", "event_plane", "discovery")):

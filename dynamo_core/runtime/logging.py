@@ -59,12 +59,19 @@ def parse_log_spec(spec: str) -> LogSpec:
 
 
 def configure_dynamo_logging(
-    spec: str | None = None, *, jsonl: bool | None = None, process: str = "", stream: TextIO | None = None
+    spec: str | None = None,
+    *,
+    jsonl: bool | None = None,
+    process: str = "",
+    stream: TextIO | None = None,
+    service_name: str | None = None,
 ) -> None:
     """Send what is logged in this process to ``stream`` (stderr), each line with the name of the process.
 
-    ``None``: ``DYN_LOG`` and ``DYN_LOGGING_JSONL``. Replaces what was configured before. Raises ConfigError.
+    ``None``: ``DYN_LOG`` and ``DYN_LOGGING_JSONL``. Replaces what was configured before. ``service_name`` is Dynamo's spelling
+    of ``process``. Raises ConfigError.
     """
+    process = process or service_name or ""
     wanted = parse_log_spec(os.environ.get("DYN_LOG", "info") if spec is None else spec)
     if jsonl is None:
         jsonl = os.environ.get("DYN_LOGGING_JSONL", "").lower() in {"1", "true", "yes", "on"}

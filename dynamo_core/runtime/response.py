@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any
 
 from dynamo_core.contracts.context import Context
 from dynamo_core.contracts.planes import ClientStream, StreamReceiver
-from dynamo_core.errors import Cancelled, DynamoError
+from dynamo_core.errors import Cancelled, DeadlineExceeded, DynamoError
 from dynamo_core.runtime.annotated import Annotated
 
 __all__ = ["ResponseStream"]
@@ -23,7 +24,8 @@ class ResponseStream(AsyncIterator[Any]):
     """Yields the items; raises the stream's error, or :class:`~dynamo_core.errors.Cancelled` after the context was killed.
 
     Awaiting it returns itself, so that ``await client.generate(...)`` reads as it does for Dynamo. A stream that is closed or
-    dropped before its end is killed at the server. A slow reader pauses the sender: about 1,500 items wait at most.
+    dropped before its end is killed at the server; one whose context has a deadline ends with
+    :class:`~dynamo_core.errors.DeadlineExceeded` when it passes. A slow reader pauses the sender: about 1,500 items wait at most.
     """
 
     def __init__(self, open: Callable[[StreamReceiver], ClientStream], context: Context, *, annotated: bool) -> None:
@@ -32,7 +34,22 @@ class ResponseStream(AsyncIterator[Any]):
         self._buffer = _Buffer()
         self._stream = open(self._buffer)
         self._buffer.stream = self._stream
-        self._unlink = context.on_cancel(self._buffer.cancelled)
+        self._buffer.on_done.append(context.on_cancel(self._buffer.cancelled))
+        if context.deadline is not None and not self._buffer.done:
+            left = max(0.0, context.deadline - time.time())
+            timer = asyncio.get_running_loop().call_later(left, self._buffer.expired)
+            self._buffer.on_done.append(timer.cancel)
+
+    def on_done(self, callback: Callable[[], object]) -> None:
+        """Call it once, when nothing more arrives."""
+        if self._buffer.done:
+            callback()
+        else:
+            self._buffer.on_done.append(callback)
+
+    def fail(self, error: DynamoError) -> None:
+        """End with ``error`` after the items that have arrived, and kill the request at the server."""
+        self._buffer.give_up(error)
 
     def __await__(self) -> Generator[Any, None, ResponseStream]:
         return self._itself().__await__()
@@ -51,13 +68,12 @@ class ResponseStream(AsyncIterator[Any]):
         return self
 
     def _close(self) -> None:
-        self._unlink()
         if not self._buffer.done:
             self._stream.cancel(kill=True)
             self._buffer.on_end()
 
     def __del__(self) -> None:
-        if hasattr(self, "_unlink"):
+        if hasattr(self, "_stream"):
             with contextlib.suppress(RuntimeError):  # the loop is closed: so is the connection
                 self._close()
 
@@ -65,11 +81,12 @@ class ResponseStream(AsyncIterator[Any]):
 class _Buffer:
     """The receiver. Apart from the stream, so that the plane's reference does not keep a dropped stream alive."""
 
-    __slots__ = ("_error", "_items", "_paused", "_waiter", "done", "stream")
+    __slots__ = ("_error", "_items", "_paused", "_waiter", "done", "on_done", "stream")
 
     def __init__(self) -> None:
         self.stream: ClientStream | None = None
         self.done = False
+        self.on_done: list[Callable[[], object]] = []
         self._items: deque[Any] = deque()
         self._error: DynamoError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -84,12 +101,23 @@ class _Buffer:
 
     def on_end(self) -> None:
         self.done = True
+        callbacks, self.on_done = self.on_done, []
+        for callback in callbacks:
+            callback()
         self._wake()
 
     def on_error(self, error: DynamoError) -> None:
         self._error = error
-        self.done = True
-        self._wake()
+        self.on_end()
+
+    def expired(self) -> None:
+        self.give_up(DeadlineExceeded("the request's deadline passed before its stream was complete"))
+
+    def give_up(self, error: DynamoError) -> None:
+        if not self.done:
+            if self.stream is not None:
+                self.stream.cancel(kill=True)
+            self.on_error(error)
 
     def cancelled(self, killed: bool) -> None:
         if killed and not self.done:

@@ -1,0 +1,99 @@
+"""Instances that fail their canary are taken out of discovery and let back in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynamo_core.errors import EngineError
+from dynamo_core.runtime import CanarySettings, DistributedRuntime
+
+PATH = "test.backend.generate"
+OFTEN = CanarySettings(wait=0.05, timeout=0.2)
+
+
+class Backend:
+    """An endpoint that works, hangs or fails, as the test says."""
+
+    def __init__(self) -> None:
+        self.mode = "works"
+        self.requests: list[Any] = []
+
+    async def generate(self, request: Any) -> AsyncIterator[int]:
+        self.requests.append(request)
+        if self.mode == "hangs":
+            await asyncio.Event().wait()
+        if self.mode == "fails":
+            raise EngineError("no device")
+        yield 1
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[tuple[DistributedRuntime, DistributedRuntime]]:
+    def make() -> DistributedRuntime:
+        return DistributedRuntime(file_kv=str(tmp_path / "kv"), event_plane="inproc", canary=OFTEN)
+
+    server, caller = make(), make()
+    yield server, caller
+    await caller.shutdown()
+    await server.shutdown()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  # discovery and canaries go by time
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("mode", ["hangs", "fails"])
+async def test_an_instance_that_fails_its_canary_leaves_and_comes_back(
+    pair: Any, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    server, caller = pair
+    backend = Backend()
+    serving = asyncio.create_task(server.endpoint(PATH).serve_endpoint(backend.generate, health_check_payload={"canary": 1}))
+    client = await caller.endpoint(PATH).client()
+    await client.wait_for_instances(20)
+    backend.mode = mode
+    await until(lambda: not client.instance_ids())
+    assert server.served(PATH).suspended == {"canary"}
+    assert "failed its canary" in caplog.text
+    backend.mode = "works"
+    assert await client.wait_for_instances(20) == [server.instance_id]
+    await until(lambda: "answers its canary again" in caplog.text)
+    assert backend.requests[0] == {"canary": 1}
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_traffic_makes_canaries_superfluous(pair: Any) -> None:
+    server, caller = pair
+    backend = Backend()
+    serving = asyncio.create_task(server.endpoint(PATH).serve_endpoint(backend.generate, health_check_payload="canary"))
+    client = await caller.endpoint(PATH).client()
+    await client.wait_for_instances(20)
+    backend.requests.clear()
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    while loop.time() - begun < 5 * OFTEN.wait:
+        async for _ in client.generate("request"):
+            pass
+    assert "canary" not in backend.requests[1:]
+    await until(lambda: "canary" in backend.requests)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_without_a_payload_or_with_canaries_off_none_is_sent(pair: Any, tmp_path: Path) -> None:
+    server, _ = pair
+    served = await server.endpoint(PATH).serve(lambda request, context, sink: sink.end())
+    assert served.canary is None
+    off = DistributedRuntime(file_kv=str(tmp_path / "kv"), event_plane="inproc", canary=CanarySettings(enabled=False))
+    served = await off.endpoint(PATH).serve(lambda request, context, sink: sink.end(), health_check_payload=1)
+    assert served.canary is None
+    await off.shutdown()
