@@ -33,15 +33,19 @@ class Connector(Protocol):
 
     def start(self) -> Awaitable[None]:
         """Raises :class:`~dynamo_core.errors.StartupError` that names what is out of reach."""
+        ...
 
     def replicas(self) -> Awaitable[Mapping[str, PoolReplicas]]:
         """Pool → how many workers it should have and has. Asked once an interval."""
+        ...
 
     def apply(self, decision: ScalingDecision) -> Awaitable[None]:
         """Done when the decision is accepted, not when the workers are there. Applying it again changes nothing.
 
         What it raises is logged and counted; the planner decides anew in the next interval.
         """
+        ...
 
     def close(self) -> Awaitable[None]:
         """Let go. The workers stay as they are."""
+        ...

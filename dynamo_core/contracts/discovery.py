@@ -52,17 +52,21 @@ class Discovery(Protocol):
 
     def start(self) -> Awaitable[None]:
         """Connect. Raises :class:`~dynamo_core.errors.StartupError` that names the address when that is hopeless."""
+        ...
 
     def put(self, key: str, value: bytes) -> Awaitable[None]: ...
 
     def delete(self, key: str) -> Awaitable[None]:
         """Deleting what is not there is no error."""
+        ...
 
     def get_prefix(self, prefix: str) -> Awaitable[dict[str, bytes]]: ...
 
     def watch(self, prefix: str) -> AsyncIterator[DiscoveryEvent]:
         """What is there, then :class:`Synced`, then every change; what vanished during an outage is told as :class:`Deleted`. A
         slow watcher may be told only the latest change of a key. Cancel the iteration to end it."""
+        ...
 
     def close(self) -> Awaitable[None]:
         """Drop the lease and with it every key that was put."""
+        ...

@@ -174,15 +174,18 @@ class Engine(Protocol):
 
     def start(self) -> Awaitable[EngineInfo]:
         """Load the model. Called once. An exception ends the worker with its message."""
+        ...
 
     def generate(self, request: EngineRequest, context: Context) -> AsyncIterator[EngineChunk]:
         """One sequence. Ends after a chunk with a ``finish_reason``.
 
         When the context is stopped or killed the engine frees the sequence within one step; closing the generator means the same.
         """
+        ...
 
     def stop(self) -> Awaitable[None]:
         """Free everything. Called once, also after a failed start; running sequences may be dropped."""
+        ...
 
     # Optional, looked up once after start:
     #   async def drain(self) -> None                   finish what runs; new requests are not sent any more

@@ -43,6 +43,8 @@ class OutputFilter(Protocol):
 
     def push(self, text: str) -> str:
         """Some more text (once a token, never empty) → what may be told of the text so far; ``""`` holds back."""
+        ...
 
     def finish(self) -> str:
         """The text is complete: what was held back. Not called for a stream that failed or was cancelled."""
+        ...

@@ -48,6 +48,8 @@ class OutputParser(Protocol):
 
     def push(self, text: str) -> ParsedText:
         """More text. Holds back only what could be the beginning of a mark. On the hot path: once a token."""
+        ...
 
     def finish(self) -> ParsedText:
         """No more text comes: what was held back."""
+        ...

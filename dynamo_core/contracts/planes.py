@@ -56,6 +56,7 @@ class ResponseSink(Protocol):
 
     def ready(self) -> Awaitable[None]:
         """Wait until the peer has credit; a handler that can wait calls it between items."""
+        ...
 
 
 RequestHandler = Callable[[Any, Context, ResponseSink], None]
@@ -70,26 +71,32 @@ class RequestPlane(Protocol):
 
         All endpoints of a process share a listener.
         """
+        ...
 
     def unserve(self, endpoint: str) -> Awaitable[None]:
         """Refuse new requests with :class:`~dynamo_core.errors.EngineShutdown` from the first step on; running ones go on, and
         the awaitable is done when the last of them has ended."""
+        ...
 
     def open(self, instance: Instance, request: Any, context: Context, receiver: StreamReceiver) -> ClientStream:
         """Send a request. Never raises for the network: failures reach ``receiver.on_error``.
 
         Cancelling the context cancels the stream.
         """
+        ...
 
     def connect(self, instance: Instance) -> Awaitable[None]:
         """Make sure that the instance's process answers. Raises :class:`~dynamo_core.errors.CannotConnect`."""
+        ...
 
     def on_gone(self, callback: Callable[[str, str], None]) -> Callable[[], None]:
         """Call ``callback(address, endpoint)`` when the connection to a peer is lost (endpoint "") or the peer refuses further
         requests for one endpoint; before any receiver hears of it. Returns what unregisters it."""
+        ...
 
     def close(self) -> Awaitable[None]:
         """End what runs with :class:`~dynamo_core.errors.EngineShutdown` and leave."""
+        ...
 
 
 class EventSubscription(Protocol):
@@ -101,6 +108,7 @@ class EventPlane(Protocol):
 
     def start(self) -> Awaitable[str]:
         """Returns the address to publish in discovery (``Instance.events``); may be empty."""
+        ...
 
     def publish(self, topic: str, payload: bytes) -> None:
         """Never blocks; drops the oldest when nobody keeps up."""
@@ -109,5 +117,6 @@ class EventPlane(Protocol):
         self, address: str, topic: str, callback: Callable[[bytes], None], on_lost: Callable[[], None] | None = None
     ) -> EventSubscription:
         """Call back with every payload of ``topic`` that ``address`` publishes, on the event loop."""
+        ...
 
     def close(self) -> Awaitable[None]: ...

@@ -77,6 +77,7 @@ class Planner(Protocol):
 
         An exception is logged and counted, and nothing changes.
         """
+        ...
 
     # Optional, looked up once:
     #   def carried_out(self, decision: ScalingDecision) -> None    the connector has done it

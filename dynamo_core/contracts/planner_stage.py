@@ -46,3 +46,4 @@ class PlannerStage(Protocol):
 
     def run(self, state: StageState) -> StageResult:
         """Called once an interval. What it raises is logged and counted, and the stage adds nothing."""
+        ...

@@ -54,3 +54,4 @@ class PoolSelector(Protocol):
 
         None at all is answered 503, an exception 500. Called once a request on the event loop; must not block.
         """
+        ...

@@ -26,3 +26,4 @@ class Predictor(Protocol):
 
     def predict(self) -> float:
         """The value expected of the next interval; also before anything was observed (then 0)."""
+        ...

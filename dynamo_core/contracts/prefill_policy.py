@@ -42,3 +42,4 @@ class PrefillPolicy(Protocol):
 
         Called once a request on the event loop; must not block. An exception fails the request with 500.
         """
+        ...

@@ -106,6 +106,7 @@ class Router(Protocol):
 
         ``workers`` holds those that are ready. An exception fails these requests with 500 and is counted against the plugin.
         """
+        ...
 
     # Optional:
     #   def first_token(self, request: RouteRequest, worker_id: int) -> None     prefill is over
