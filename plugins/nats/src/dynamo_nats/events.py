@@ -16,11 +16,9 @@ from typing import Any
 from urllib.parse import quote
 
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
-from nats.errors import Error
 
 from dynamo_core.specs import PlaneContext
-from dynamo_nats.link import Link, base_subject
+from dynamo_nats.link import Interest, Link, base_subject
 from dynamo_nats.options import NatsConfig
 
 __all__ = ["NatsEvents"]
@@ -81,15 +79,15 @@ class NatsEvents:
 
     def release(self, subscription: _Subscription) -> None:
         self._subscriptions.discard(subscription)
-        if subscription.joined is not None:
-            self._own(_leave(subscription.joined))
+        if subscription.interest is not None and self._link is not None:
+            self._own(self._link.unsubscribe(subscription.interest))
 
     async def _join(self, link: Link, subscription: _Subscription, subject: str) -> None:
-        joined = await link.subscribe(subject, subscription.receive)
+        interest = await link.subscribe(subject, subscription.receive)
         if subscription.closed:
-            await _leave(joined)
+            await link.unsubscribe(interest)
         else:
-            subscription.joined = joined
+            subscription.interest = interest
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -111,7 +109,7 @@ class _Subscription:
         self, plane: NatsEvents, topic: str, callback: Callable[[bytes], None], on_lost: Callable[[], None] | None
     ) -> None:
         self.closed = False
-        self.joined: Subscription | None = None
+        self.interest: Interest | None = None
         self._plane = plane
         self._topic = topic
         self._callback = callback
@@ -146,13 +144,6 @@ class _Subscription:
         if not self.closed:
             self.closed = True
             self._plane.release(self)
-
-
-async def _leave(subscription: Subscription) -> None:
-    try:
-        await subscription.unsubscribe()
-    except (Error, OSError) as error:
-        _log.debug("a subscription was not ended: %s", error)
 
 
 def _token(topic: str) -> str:

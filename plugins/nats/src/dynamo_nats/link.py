@@ -13,12 +13,12 @@ from collections.abc import Callable
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import AuthorizationError, Error
+from nats.errors import Error
 
 from dynamo_core.errors import StartupError
 from dynamo_nats.options import NatsConfig
 
-__all__ = ["Link", "base_subject"]
+__all__ = ["Interest", "Link", "base_subject"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,20 @@ def base_subject(address: str) -> str:
     if kind != "nats" or not _SUBJECT.fullmatch(subject):
         raise ValueError(f"{address!r} is no address of NATS")
     return subject
+
+
+class Interest:
+    """A subscription that outlives connections."""
+
+    __slots__ = ("callback", "joined", "subject")
+
+    def __init__(self, subject: str, callback: Callable[[Msg], None]) -> None:
+        self.subject = subject
+        self.callback = callback
+        self.joined: Subscription | None = None
+
+    async def receive(self, message: Msg) -> None:
+        self.callback(message)
 
 
 class Link:
@@ -61,12 +75,15 @@ class Link:
         self._on_full = on_full
         self._full = False
         self._client = Client()
+        self._tls: ssl.SSLContext | None = None
+        self._interests: list[Interest] = []
         self._queue: deque[tuple[str, bytes, str]] = deque()
         self._filled = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
         self._up = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
+        self._opener: asyncio.Task[None] | None = None
         self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._reason = "no answer"
 
@@ -82,7 +99,8 @@ class Link:
         """Raises StartupError."""
         config = self._config
         where = ", ".join(config.servers)
-        connecting = asyncio.create_task(self._dial(await asyncio.to_thread(_tls, config)))
+        self._tls = await asyncio.to_thread(_tls_context, config)
+        connecting = asyncio.create_task(self._dial())
         try:
             await asyncio.wait(
                 (connecting, self._refused), timeout=config.connect_timeout_secs, return_when=asyncio.FIRST_COMPLETED
@@ -95,7 +113,11 @@ class Link:
             else:
                 seconds = f"{config.connect_timeout_secs:g} s"
                 raise StartupError(f"no NATS answers within {seconds} at {where} ({self._reason}): start it, or set NATS_SERVER")
-        except (OSError, Error) as error:
+        except ImportError as error:
+            raise StartupError(
+                f"credentials and nkeys for NATS need a module that is not here ({error}): pip install nkeys"
+            ) from None
+        except (OSError, Error, ValueError) as error:
             raise StartupError(f"no connection to NATS at {where} ({error}): set NATS_SERVER") from None
         finally:
             if not self._client.is_connected:
@@ -123,11 +145,24 @@ class Link:
         self.queued = 0
         self._full = False
 
-    async def subscribe(self, subject: str, callback: Callable[[Msg], None]) -> Subscription:
-        async def receive(message: Msg) -> None:
-            callback(message)
+    async def subscribe(self, subject: str, callback: Callable[[Msg], None]) -> Interest:
+        interest = Interest(subject, callback)
+        self._interests.append(interest)
+        await self._join(interest)
+        return interest
 
-        return await self._client.subscribe(subject, cb=receive)
+    async def unsubscribe(self, interest: Interest) -> None:
+        if interest in self._interests:
+            self._interests.remove(interest)
+            if interest.joined is not None:
+                with contextlib.suppress(Error, OSError):
+                    await interest.joined.unsubscribe()
+
+    async def _join(self, interest: Interest) -> None:
+        try:
+            interest.joined = await self._client.subscribe(interest.subject, cb=interest.receive)
+        except (Error, OSError) as error:
+            _log.debug("the subscription to %s waits for NATS: %s", interest.subject, error)
 
     async def close(self) -> None:
         """What is queued leaves first, if it can."""
@@ -137,13 +172,16 @@ class Link:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._empty.wait()
                 await self._client.flush()
-        self._writer.cancel()
-        await asyncio.gather(self._writer, return_exceptions=True)
+        tasks = [task for task in (self._writer, self._opener) if task is not None]
+        self._writer = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         with contextlib.suppress(TimeoutError, Error, OSError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._client.close()
 
-    async def _dial(self, tls: ssl.SSLContext | None) -> None:
+    async def _dial(self) -> None:
         config = self._config
         await self._client.connect(
             servers=list(config.servers),
@@ -151,11 +189,12 @@ class Link:
             error_cb=self._failed,
             disconnected_cb=self._lost,
             reconnected_cb=self._back,
+            closed_cb=self._closed,
             connect_timeout=_CONNECT_SECONDS,
             reconnect_time_wait=_RECONNECT_SECONDS,  # type: ignore[arg-type]  # seconds for asyncio.sleep
             max_reconnect_attempts=-1,
             ping_interval=_PING_SECONDS,
-            tls=tls,
+            tls=self._tls,
             user=config.username,
             password=config.password,
             token=config.token,
@@ -184,14 +223,14 @@ class Link:
 
     async def _failed(self, error: Exception) -> None:
         self._reason = str(error) or type(error).__name__
-        if isinstance(error, AuthorizationError) and not self._refused.done():
+        if "auth" in self._reason.lower() and not self._refused.done():
             self._refused.set_result(self._reason)
         _log.debug("NATS: %s", self._reason)
 
     async def _lost(self) -> None:
         if self._up.is_set():
             self._up.clear()
-            if not self._client.is_closed:
+            if self._writer is not None:
                 _log.warning("the connection to NATS at %s was lost", ", ".join(self._config.servers))
             self._on_lost()
 
@@ -201,8 +240,26 @@ class Link:
             self._up.set()
             self._on_back()
 
+    async def _closed(self) -> None:
+        """The client gives up for good when the server says why it ends the connection, as to a slow consumer."""
+        if self._writer is not None and (self._opener is None or self._opener.done()):
+            self._opener = asyncio.create_task(self._open_again())
 
-def _tls(config: NatsConfig) -> ssl.SSLContext | None:
+    async def _open_again(self) -> None:
+        while True:
+            await asyncio.sleep(_RECONNECT_SECONDS)
+            self._client = Client()
+            try:
+                await self._dial()
+                break
+            except (OSError, Error) as error:
+                _log.debug("NATS: %s", error)
+        for interest in tuple(self._interests):
+            await self._join(interest)
+        await self._back()
+
+
+def _tls_context(config: NatsConfig) -> ssl.SSLContext | None:
     wanted = any(server.startswith("tls:") for server in config.servers)
     if not wanted and config.tls_ca is None and config.tls_cert is None:
         return None

@@ -145,7 +145,7 @@ class NatsRequests(MultiplexPlane):
         try:
             kind, number, data = unpack(message.data)
         except ValueError as error:
-            _log.warning("garbage on %s of the request plane: %s", message.subject, error)
+            _log.warning("garbage on %s of the request plane is ignored: %s", message.subject, error)
             if pipe is not None:
                 pipe.fail("garbage arrived")
             return
