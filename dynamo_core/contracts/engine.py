@@ -163,9 +163,11 @@ class EngineSink(Protocol):
 
     def token(self, token_id: int) -> None:
         """One more token, and nothing else to say about it."""
+        ...
 
     def chunk(self, chunk: EngineChunk) -> None:
         """Anything richer. A chunk with a ``finish_reason`` ends the sequence; nothing may follow."""
+        ...
 
 
 @runtime_checkable
@@ -193,6 +195,8 @@ class Engine(Protocol):
     #   def metrics(self) -> bytes                      Prometheus text of the engine's own series, from a worker thread
     #   def health_payload(self) -> EngineRequest       a canary request
     #   async def clear_cache(self) -> None             drop the prefix cache
+    #   async def sleep(self) -> None                   free what an idle worker can spare; nothing runs
+    #   async def wake(self) -> None                    undo it; requests follow
 
 
 @runtime_checkable
@@ -204,3 +208,4 @@ class StepEngine(Engine, Protocol):
 
         Watch ``context.on_cancel`` (or ``context.is_stopped()`` each step); a cancelled sequence ends with ``"cancelled"``.
         """
+        ...

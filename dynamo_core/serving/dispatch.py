@@ -26,6 +26,7 @@ from dynamo_core.contracts import (
     WorkerView,
 )
 from dynamo_core.errors import Cancelled, Disconnected, EngineError, NoInstances, Overloaded
+from dynamo_core.serving.circuit_breaker import CircuitBreaker
 from dynamo_core.serving.router_guard import RouterGuard
 from dynamo_core.serving.sequence import Leg, Sequence, SequenceReceiver, WorkerClient
 
@@ -63,6 +64,8 @@ class Dispatcher:
         *,
         migration_limit: int = 3,
         max_waiting: int = 8192,
+        breaker_failures: int = 0,
+        breaker_seconds: float = 5.0,
     ) -> None:
         self.model = model
         self.router = router
@@ -70,6 +73,8 @@ class Dispatcher:
         self.counters = DispatchCounters()
         self.workers: dict[int, WorkerView] = {}
         self._clients: dict[int, WorkerClient] = {}
+        self.breaker = CircuitBreaker(breaker_failures, breaker_seconds, self.changed)
+        """Tells of each leg's beginning and end which workers to leave out."""
         self._max_waiting = max_waiting
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
@@ -91,6 +96,7 @@ class Dispatcher:
         """No new work for it; its running legs end when the request plane says so."""
         if self.workers.pop(worker_id, None) is not None:
             del self._clients[worker_id]
+            self.breaker.forget(worker_id)
             self.router.tell("worker_removed", worker_id)
             self.changed()
 
@@ -126,10 +132,12 @@ class Dispatcher:
         worker.inflight -= 1
         worker.inflight_tokens -= len(leg.route.token_ids)
         self.router.tell("finished", leg.route, worker.id, outcome)
+        self.breaker.ended(worker.id)
         self.changed()
 
     def close(self) -> None:
         """Fail what waits and stop the clock."""
+        self.breaker.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -170,17 +178,21 @@ class Dispatcher:
 
     def _batches(self, waiting: list[Sequence]) -> list[tuple[list[Sequence], Mapping[int, WorkerView]]]:
         """Requests that may go to the same workers, together: nearly always one batch. What can go nowhere fails here."""
-        batches: dict[frozenset[int], list[Sequence]] = {}
+        batches: dict[tuple[frozenset[int], bool], list[Sequence]] = {}
         for sequence in waiting:
             if sequence.closed:
                 continue
             if sequence.context.is_stopped():
                 sequence.fail(Cancelled("The request was cancelled before it reached a worker."))
                 continue
-            batches.setdefault(sequence.route.excluded, []).append(sequence)
+            batches.setdefault((sequence.route.excluded, sequence.route.pinned is None), []).append(sequence)
         placeable: list[tuple[list[Sequence], Mapping[int, WorkerView]]] = []
-        for excluded, batch in batches.items():
-            workers = {i: w for i, w in self.workers.items() if i not in excluded} if excluded else self.workers
+        for (excluded, free), batch in batches.items():
+            workers: Mapping[int, WorkerView] = self.workers
+            if excluded:
+                workers = {i: w for i, w in workers.items() if i not in excluded}
+            if free:  # who names a worker wants that one, whatever it did to others
+                workers = self.breaker.offered(workers)
             if workers:
                 placeable.append(([s for s in batch if self._pin_holds(s, workers)], workers))
             else:
@@ -223,6 +235,7 @@ class Dispatcher:
         worker.inflight_tokens += len(sequence.route.token_ids)
         leg = Leg(sequence, worker)
         self.counters.routed += 1
+        self.breaker.placed(worker.id)
         blocks = len(sequence.route.token_ids) // worker.card.block_size if worker.card.block_size else 0
         self.counters.hit(route.overlap_blocks / blocks if blocks else 0.0)
         if client is None:

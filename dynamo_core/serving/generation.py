@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 from dynamo_core.contracts import Context, Outcome
-from dynamo_core.errors import DeadlineExceeded, DynamoError
+from dynamo_core.errors import DynamoError
 from dynamo_core.serving.choice import Choice
 from dynamo_core.serving.output import GenerationRequest, OutputSink, Usage
 from dynamo_core.serving.record import RequestRecord
+from dynamo_core.serving.timeouts import StreamTimer, Timeouts
 from dynamo_core.serving.tokenizer import Tokenizer
 
 __all__ = ["Generation"]
@@ -30,6 +30,7 @@ class Generation:
         record: RequestRecord,
         context: Context,
         tokenizer: Tokenizer,
+        timeouts: Timeouts | None = None,
     ) -> None:
         self.request = request
         self.sink = sink
@@ -39,7 +40,8 @@ class Generation:
         self._flushing = False
         self._paused = False
         self._ended = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timeouts = timeouts or Timeouts()
+        self._timer: StreamTimer | None = None
         self._unregister: Callable[[], None] | None = None
         alone = request.n == 1 and len(request.prompts) == 1
         self.flush: Callable[[], None] = sink.flush if alone else self._flush_soon
@@ -58,19 +60,23 @@ class Generation:
             self._loop.call_soon(self._watch)
         else:
             self._watch()
-        if self.context.deadline is not None:
-            self._timer = self._loop.call_later(max(0.0, self.context.deadline - time.time()), self._expired)
+        if not self._ended:
+            self._timer = StreamTimer(self._timeouts, self.context.deadline, self.record, self.fail)
 
     def pause(self) -> None:
         """The client is slow: withhold credit from this generation's streams. They stop soon, not at once."""
         if not self._paused:
             self._paused = True
+            if self._timer is not None:
+                self._timer.pause()
             for choice in self.choices:
                 choice.sequence.pause()
 
     def resume(self) -> None:
         if self._paused:
             self._paused = False
+            if self._timer is not None:
+                self._timer.resume()
             for choice in self.choices:
                 choice.sequence.resume()
 
@@ -117,9 +123,6 @@ class Generation:
             if not choice.done and choice.sequence.waiting:
                 choice.finish("cancelled")
 
-    def _expired(self) -> None:
-        self.fail(DeadlineExceeded("The request's deadline passed before it was complete."))
-
     def _end(self, outcome: Outcome) -> None:
         for choice in self.choices:
             choice.close()
@@ -129,7 +132,7 @@ class Generation:
     def _settle(self) -> None:
         self._ended = True
         if self._timer is not None:
-            self._timer.cancel()
+            self._timer.close()
         if self._unregister is not None:
             self._unregister()
         usage = self.usage()

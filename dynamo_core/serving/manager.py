@@ -16,6 +16,7 @@ from dynamo_core.runtime import Client, DistributedRuntime
 from dynamo_core.serving.model_text import ModelText, load_model_text
 from dynamo_core.serving.router_guard import RouterGuard
 from dynamo_core.serving.served_model import ServedModel
+from dynamo_core.serving.timeouts import Timeouts
 from dynamo_core.serving.wire import MODELS_PREFIX, ModelKey, decode_card
 
 __all__ = ["ModelManager"]
@@ -195,6 +196,13 @@ class ModelManager:
             RouterGuard(router, card.name, self._router.plugin, self._faults),
             self._runtime.event_plane,
             migration_limit=self._settings.migration_limit,
+            breaker_failures=self._settings.circuit_breaker_failures,
+            breaker_seconds=self._settings.circuit_breaker_secs,
+            timeouts=Timeouts(
+                total=self._settings.request_timeout_secs,
+                first_token=self._settings.first_token_timeout_secs,
+                token=self._settings.token_timeout_secs,
+            ),
             clock=self._clock,
             open_filter=self._open_filter,
         )

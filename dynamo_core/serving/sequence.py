@@ -46,12 +46,15 @@ class SequenceReceiver(Protocol):
     @property
     def on_items(self) -> Callable[[Items], None]:
         """Looked up again after the first frame of each leg, then called by the request plane without a step between."""
+        ...
 
     def on_routed(self, worker_id: int) -> None:
         """A leg begins."""
+        ...
 
     def on_error(self, error: DynamoError) -> None:
         """No worker can finish this. Nothing follows."""
+        ...
 
 
 def _ignore(_: Items) -> None:
@@ -61,16 +64,16 @@ def _ignore(_: Items) -> None:
 class Leg:
     """The stay of a sequence on one worker: what the request plane delivers to."""
 
-    __slots__ = ("_killed", "_stream", "on_items", "released", "route", "sequence", "worker")
-
-    on_items: Callable[[Items], None]
+    __slots__ = ("_killed", "_stream", "answered", "on_items", "released", "route", "sequence", "worker")
 
     def __init__(self, sequence: Sequence, worker: WorkerView) -> None:
         self.sequence = sequence
         self.worker = worker
         self.route = sequence.route
         self.released = False
-        self.on_items = self._first_items
+        self.answered = False
+        """Something came."""
+        self.on_items: Callable[[Items], None] = self._first_items
         self._stream: ClientStream | None = None
         self._killed = False
 
@@ -118,6 +121,8 @@ class Leg:
     def _first_items(self, items: Items) -> None:
         sequence = self.sequence
         router = sequence.dispatcher.router
+        self.answered = True
+        sequence.dispatcher.breaker.answered(self.worker.id)
         router.tell("first_token", self.route, self.worker.id)
         sequence.dispatcher.changed()
         counting = router.has("output_tokens")
@@ -214,6 +219,8 @@ class Sequence:
         if self.leg is not leg:
             return
         self.setback = error
+        if not leg.answered and not self.context.is_stopped():
+            self.dispatcher.breaker.failed(leg.worker.id, error)
         reason = self._why_not_continue(error)
         if reason is not None:
             if error.retriable and not self.context.is_stopped():

@@ -30,6 +30,7 @@ from dynamo_core.serving.record import RequestRecord
 from dynamo_core.serving.router_guard import RouterGuard
 from dynamo_core.serving.sequence import WorkerClient
 from dynamo_core.serving.template import ChatTemplate
+from dynamo_core.serving.timeouts import Timeouts
 from dynamo_core.serving.tokenizer import Tokenizer
 from dynamo_core.serving.worker_feed import WorkerFeed
 
@@ -50,6 +51,9 @@ class ServedModel:
         event_plane: EventPlane,
         *,
         migration_limit: int = 3,
+        breaker_failures: int = 0,
+        breaker_seconds: float = 5.0,
+        timeouts: Timeouts | None = None,
         clock: Callable[[], float] = time.monotonic,
         open_filter: Callable[[OutputStream], OutputFilter | None] | None = None,
     ) -> None:
@@ -59,7 +63,14 @@ class ServedModel:
         self.tokenizer: Tokenizer = text.tokenizer
         self.template: ChatTemplate = text.template
         self._eos_token_ids = text.eos_token_ids
-        self._dispatcher = Dispatcher(card.name, router, migration_limit=migration_limit)
+        self._dispatcher = Dispatcher(
+            card.name,
+            router,
+            migration_limit=migration_limit,
+            breaker_failures=breaker_failures,
+            breaker_seconds=breaker_seconds,
+        )
+        self._timeouts = timeouts or Timeouts()
         self._event_plane = event_plane
         self._clock = clock
         self.open_filter = open_filter
@@ -91,6 +102,11 @@ class ServedModel:
     @property
     def router(self) -> RouterGuard:
         return self._dispatcher.router
+
+    @property
+    def left_out(self) -> frozenset[int]:
+        """Workers that get no requests for a while because they failed repeatedly."""
+        return self._dispatcher.breaker.left_out()
 
     @property
     def waiting(self) -> int:
@@ -132,7 +148,8 @@ class ServedModel:
         """
         if self.open_filter is not None:
             sink = filtered(sink, request, record, self.name, self.open_filter)
-        generation = Generation(request, sink, record, context, self.tokenizer)
+        context.deadline = self._timeouts.deadline(context.deadline)
+        generation = Generation(request, sink, record, context, self.tokenizer, self._timeouts)
         record.card = self.card
         for index, choice in enumerate(generation.choices):
             prompt = request.prompts[index // request.n]

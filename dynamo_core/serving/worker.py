@@ -26,22 +26,23 @@ from dynamo_core.contracts import (
 )
 from dynamo_core.errors import EngineError, EngineShutdown, StartupError
 from dynamo_core.plugins import Provider
-from dynamo_core.runtime import DistributedRuntime, Served
+from dynamo_core.runtime import CanarySettings, DistributedRuntime, Served
 from dynamo_core.serving.engine_handler import EngineHandler
 from dynamo_core.serving.model_folder import ModelFolder
-from dynamo_core.serving.wire import KV_TOPIC, LOAD_TOPIC, LoadReading, ModelKey, encode_card, encode_event
+from dynamo_core.serving.wire import KV_TOPIC, LOAD_TOPIC, LoadReading, ModelKey, encode_card, encode_event, encode_request
 
 __all__ = ["EngineWorker"]
 
 _log = logging.getLogger(__name__)
 
 _LOAD_SECONDS = 0.5
+_IDLE_SECONDS = 0.02
 _CLOSE_SECONDS = 1.0
 """For what was abandoned to reach its clients."""
 
 
 class EngineWorker:
-    """Starts an engine, serves it on ``namespace.component.generate`` and publishes its card, events and load.
+    """Starts an engine, serves it on ``namespace.component.endpoint`` and publishes its card, events and load.
 
     ``fatal`` is done, with a sentence, when the engine has died: the process should exit and be started anew.
     """
@@ -54,6 +55,7 @@ class EngineWorker:
         *,
         name: str = "worker",
         cpu_cores: Sequence[int] = (),
+        endpoint: str = "generate",
     ) -> None:
         self.name = name
         self.card: ModelCard | None = None
@@ -63,7 +65,7 @@ class EngineWorker:
         self._provider = provider
         self._settings = settings
         self._cpu_cores = tuple(cpu_cores)
-        self._key = ModelKey(settings.namespace, settings.component, "generate", runtime.instance_id)
+        self._key = ModelKey(settings.namespace, settings.component, endpoint, runtime.instance_id)
         self._engine: Engine | None = None
         self._handler: EngineHandler | None = None
         self._served: list[Served] = []
@@ -108,13 +110,41 @@ class EngineWorker:
         self._handler = EngineHandler(self._engine)
         endpoint = f"{settings.namespace}.{settings.component}"
         runtime = self._runtime
-        self._served.append(await runtime.endpoint(f"{endpoint}.generate").serve(self._handler, events=runtime.event_address))
+        self._served.append(
+            await runtime.endpoint(self._key.path).serve(
+                self._handler,
+                events=runtime.event_address,
+                health_check_payload=self._health_payload(),
+                canary=CanarySettings(
+                    enabled=settings.health_check_enabled,
+                    wait=settings.canary_wait_secs,
+                    timeout=settings.health_check_timeout_secs,
+                ),
+            )
+        )
         if hasattr(self._engine, "metrics"):
             self._served.append(await runtime.endpoint(f"{endpoint}.metrics").serve(self._serve_metrics))
         await runtime.discovery.put(str(self._key), encode_card(card))
         self.card = card
         self._load_task = asyncio.create_task(self._publish_load(), name=f"load of {self.name}")
         return card
+
+    async def sleep(self) -> None:
+        """Leave discovery, so that no router chooses this worker, and let what runs finish within the grace time; an engine that
+        can (``async def sleep``) then frees what it does not need. Until :meth:`wake`."""
+        for served in self._served:
+            await served.suspend("asleep")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.graceful_shutdown_secs):
+                while self.running:  # noqa: ASYNC110  # rare, and no event is worth its cost to every request
+                    await asyncio.sleep(_IDLE_SECONDS)
+        await self._asked("sleep")
+
+    async def wake(self) -> None:
+        """Serve again, once the engine is ready for it."""
+        await self._asked("wake")
+        for served in self._served:
+            await served.resume("asleep")
 
     async def drain(self) -> None:
         """Leave discovery, refuse new work and let what runs finish within the grace time; the rest moves to other workers."""
@@ -175,8 +205,9 @@ class EngineWorker:
             on_fatal=self._died,
         )
         try:
-            self._engine = spec.factory(self._provider.config, context)
-            return await self._engine.start()
+            engine: Engine = spec.factory(self._provider.config, context)
+            self._engine = engine
+            return await engine.start()
         except StartupError:
             raise
         except Exception as error:
@@ -198,6 +229,16 @@ class EngineWorker:
             created=int(time.time()),
             extra=info.extra,
         )
+
+    def _health_payload(self) -> Any:
+        """A canary's request, from engines that know one."""
+        payload = getattr(self._engine, "health_payload", None)
+        return None if payload is None else encode_request(payload())
+
+    async def _asked(self, what: str) -> None:
+        method = getattr(self._engine, what, None)
+        if method is not None:
+            await method()
 
     # --- what the worker tells -----------------------------------------------------------------------------------------------
 

@@ -220,7 +220,13 @@ class Stage:
     """One served model on played workers."""
 
     def __init__(
-        self, workers: Sequence[int] = (1, 2), *, migration_limit: int = 3, context_length: int = 0, open_filter: Any = None
+        self,
+        workers: Sequence[int] = (1, 2),
+        *,
+        migration_limit: int = 3,
+        context_length: int = 0,
+        open_filter: Any = None,
+        **options: Any,
     ) -> None:
         self.router = AskedRouter()
         self.workers = PlayedWorkers()
@@ -234,6 +240,7 @@ class Stage:
             self.events,  # type: ignore[arg-type]
             migration_limit=migration_limit,
             open_filter=open_filter,
+            **options,
         )
         for worker in workers:
             self.model.add_worker(worker, self.card, self.workers, f"events-{worker}")
@@ -242,6 +249,10 @@ class Stage:
         prompts = options.pop("prompts", (self.model.encode(prompt),))
         context = options.pop("context", None) or Context()
         return Asked(self.model, GenerationRequest(id="r", endpoint="completions", prompts=prompts, **options), context)
+
+    @staticmethod
+    def route(worker_id: int) -> Route:
+        return Route(worker_id)
 
     @property
     def streams(self) -> list[PlayedStream]:

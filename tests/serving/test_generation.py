@@ -309,7 +309,7 @@ async def test_a_deadline_covers_the_time_in_the_queue(stage: Any) -> None:
 async def test_a_finished_request_forgets_its_deadline_and_its_context(stage: Any) -> None:
     asked, stream = await begin(stage(), context=Context(deadline=time.time() + 60))
     stream.end({"finish_reason": "stop"})
-    assert asked.generation._timer.cancelled()
+    assert asked.generation._timer._timer is None
     assert not asked.context._callbacks
     asked.context.kill()
 

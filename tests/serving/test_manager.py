@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dynamo_core.config import Settings
-from dynamo_core.contracts import Context, ModelCard, Route, StopConditions
+from dynamo_core.contracts import Context, EngineRequest, ModelCard, Route, StopConditions
 from dynamo_core.errors import EngineShutdown, ModelNotFound, NoInstances, ServiceUnavailable, StartupError
 from dynamo_core.plugins import Compiled, Provider, activate
 from dynamo_core.runtime import DistributedRuntime
@@ -297,3 +297,33 @@ async def test_the_limit_of_moves_is_a_setting(house: House, recording_sink: Any
     await first.drain()
     await until(lambda: sink.ended)
     assert isinstance(sink.error, EngineShutdown)
+
+
+async def test_a_worker_that_sleeps_gets_no_requests_until_it_wakes(house: House) -> None:
+    manager, worker = await house.manager(), await house.worker()
+    model = await ready(manager)
+    asked: list[str] = []
+
+    async def note(what: str) -> None:
+        asked.append(what)
+
+    worker._engine.sleep, worker._engine.wake = lambda: note("sleep"), lambda: note("wake")  # type: ignore[union-attr]
+    await worker.sleep()
+    await until(lambda: not model.ready)
+    await worker.wake()
+    assert await ready(manager) is model
+    assert asked == ["sleep", "wake"]
+
+
+async def test_an_engine_that_fails_its_canary_is_left_out_until_it_answers(
+    house: House, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canary = EngineRequest(id="canary", token_ids=[1], stop=StopConditions(max_tokens=1))
+    monkeypatch.setattr(scripted.ScriptedEngine, "health_payload", lambda engine: canary, raising=False)
+    manager = await house.manager()
+    await house.worker(canary_wait_secs=0.05, health_check_timeout_secs=0.1)
+    model = await ready(manager)
+    with monkeypatch.context() as hanging:
+        hanging.setattr(scripted.ScriptedEngine, "_advance", lambda *_: False)
+        await until(lambda: not model.ready)
+    await until(lambda: model.ready)
