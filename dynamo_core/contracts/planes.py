@@ -25,12 +25,15 @@ class StreamReceiver(Protocol):
 
     def on_items(self, items: list[Any]) -> None:
         """Items that arrived together, oldest first. msgpack's own types."""
+        ...
 
     def on_end(self) -> None:
         """The stream is complete. Nothing follows."""
+        ...
 
     def on_error(self, error: DynamoError) -> None:
         """The stream failed; retriable errors mean that another instance may do it. Nothing follows."""
+        ...
 
 
 class ClientStream(Protocol):
@@ -38,9 +41,11 @@ class ClientStream(Protocol):
 
     def cancel(self, *, kill: bool) -> None:
         """Stop (the stream still ends by itself) or kill (nothing more is delivered)."""
+        ...
 
     def pause(self) -> None:
         """Take no more: credit is withheld and the sender stops this stream soon."""
+        ...
 
     def resume(self) -> None: ...
 
@@ -112,6 +117,7 @@ class EventPlane(Protocol):
 
     def publish(self, topic: str, payload: bytes) -> None:
         """Never blocks; drops the oldest when nobody keeps up."""
+        ...
 
     def subscribe(
         self, address: str, topic: str, callback: Callable[[bytes], None], on_lost: Callable[[], None] | None = None

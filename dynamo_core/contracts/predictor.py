@@ -23,6 +23,7 @@ class Predictor(Protocol):
 
     def observe(self, value: float) -> None:
         """The value of the interval that has just ended. Never negative."""
+        ...
 
     def predict(self) -> float:
         """The value expected of the next interval; also before anything was observed (then 0)."""

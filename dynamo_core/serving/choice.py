@@ -37,7 +37,6 @@ class Choice:
         "finish_reason", "generated", "on_items", "sequence",
     )  # fmt: skip
 
-    on_items: Callable[[list[Any]], None]
     sequence: EngineSequence
 
     def __init__(self, generation: Generation, index: int, prompt: Sequence[int], tokenizer: Tokenizer) -> None:
@@ -63,7 +62,7 @@ class Choice:
             self._steady = self._thorough_items
         else:
             self._steady = self._plain_items if self._matcher is None else self._matched_items
-        self.on_items = self._first_items
+        self.on_items: Callable[[list[Any]], None] = self._first_items
         self.generated: list[int] = []
         self.cached_tokens: int | None = None
         """Of the first leg that told."""

@@ -80,7 +80,9 @@ class Leg:
     def open(self, client: WorkerClient) -> None:
         sequence = self.sequence
         try:
-            self._stream = client.open(self.worker.id, encode_request(sequence.request), sequence.context, self)
+            request = encode_request(sequence.request)
+            # pyright takes the attribute on_items for a method.
+            self._stream = client.open(self.worker.id, request, sequence.context, self)  # pyright: ignore[reportArgumentType]
         except DynamoError as error:  # the instance left in this very moment
             sequence.leg_ended(self, CannotConnect(error.message))
             return

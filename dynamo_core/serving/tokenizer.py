@@ -124,10 +124,10 @@ def _load_fast(path: Path, probe: _Probe) -> Any:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         difference = probe.difference(tokenizer)
+        if difference is None:
+            return tokenizer
     except Exception as error:  # noqa: BLE001 - whatever it cannot do, the reference can
         difference = f"{type(error).__name__}: {error}"
-    if difference is None:
-        return tokenizer
     _log.info("%s is encoded with tokenizers instead of fastokens: %s", path, difference)
     return None
 

@@ -54,8 +54,9 @@ def make_tiny_model(folder: Path, *, layers: int = 3, context_length: int = 4096
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _train()
     tokenizer.save(str(folder / "tokenizer.json"))
-    bos, eos, end = (tokenizer.token_to_id(token) for token in ("<s>", "</s>", "<|end|>"))
     vocabulary = tokenizer.get_vocab_size()
+    ids = tokenizer.get_vocab()
+    bos, eos, end = ids["<s>"], ids["</s>"], ids["<|end|>"]
     _write_json(folder / "config.json", _config(vocabulary, layers, context_length, bos, eos))
     _write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": [eos, end]})
     _write_json(

@@ -165,8 +165,8 @@ def one_sentence(error: BaseException) -> str:
     """What an exception of vLLM's says, without the frames that pydantic and vLLM put around it."""
     if isinstance(error, StartupError):
         return error.message
-    details = getattr(error, "errors", None)
-    if callable(details):
+    details: Any = getattr(error, "errors", None)
+    if details is not None:
         try:
             return _pydantic(next(iter(details())))  # of a union, one complaint a member follows
         except (TypeError, KeyError, StopIteration):

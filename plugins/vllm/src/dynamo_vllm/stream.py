@@ -19,12 +19,15 @@ class StreamOwner(Protocol):
 
     def ended(self, stream: Stream) -> None:
         """The stream has emitted its last chunk."""
+        ...
 
     def first_token(self, stream: Stream) -> None:
         """The prompt is computed."""
+        ...
 
     def died(self, error: Exception) -> bool:
         """True when ``error`` means that the whole engine is dead. Tells the worker."""
+        ...
 
 
 class Stream:
