@@ -7,12 +7,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import grpc
 import grpc.aio
-from aetcd.rpc import kv_pb2, rpc_pb2
 
 from dynamo_core.runtime.discovery import Table
 from dynamo_etcd.members import Members, Refused, Unreachable
+from dynamo_etcd.messages import END_OF_STREAM, kv, rpc
 from dynamo_etcd.trust import Trust
 
 __all__ = ["Feed", "interval"]
@@ -73,11 +72,14 @@ class Feed:
                 if not complained:
                     _log.error("etcd refuses to list what begins with %s: %s", self._where["key"].decode(), error)
                 complained = True
+            except Exception:  # noqa: BLE001  # whatever gRPC comes up with must not end the watch
+                _log.exception("following etcd failed; trying again")
+                self._on_break()
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _list(self) -> int:
         """Returns the revision of the store that the table shows."""
-        answer = await self._members.unary(lambda member: member.kv.Range, rpc_pb2.RangeRequest(**self._where))
+        answer = await self._members.unary(lambda member: member.kv.Range, rpc.RangeRequest(**self._where))
         found: set[str] = set()
         for pair in answer.kvs:
             key = self._key(pair.key)
@@ -96,11 +98,11 @@ class Feed:
         member = self._members.current
         call = member.watch.Watch(metadata=self._members.metadata)
         try:
-            create = rpc_pb2.WatchCreateRequest(**self._where, start_revision=revision)
-            await call.write(rpc_pb2.WatchRequest(create_request=create))
+            create = rpc.WatchCreateRequest(**self._where, start_revision=revision)
+            await call.write(rpc.WatchRequest(create_request=create))
             while True:
                 answer = await call.read()
-                if answer is grpc.aio.EOF:
+                if answer is END_OF_STREAM:
                     self._on_break()
                     return False
                 if answer.canceled:
@@ -118,7 +120,7 @@ class Feed:
         key = self._key(event.kv.key)
         if key is None:
             return
-        if event.type == kv_pb2.Event.DELETE:
+        if event.type == kv.Event.DELETE:
             self._absent(key)
         else:
             self._present(key, event.kv.value)

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-from aetcd.rpc import rpc_pb2, rpc_pb2_grpc
 
 from dynamo_core.errors import StartupError
+from dynamo_etcd.messages import rpc, stubs
 from dynamo_etcd.options import Address, Options
 
 __all__ = ["Member", "Members", "Refused", "Unreachable"]
@@ -66,21 +66,21 @@ class Refused(Exception):
 
 
 class Member:
-    """The channel to one address. gRPC connects it, and connects it again."""
+    """The channel to one address; with ``credentials`` it speaks TLS. gRPC connects it, and connects it again."""
 
     def __init__(self, address: Address, credentials: grpc.ChannelCredentials | None, server_name: str | None) -> None:
         self.address = address
         options: list[tuple[str, int | str]] = list(_OPTIONS)
-        if address.tls:
+        if credentials is not None:
             if server_name is not None:
                 options.append(("grpc.ssl_target_name_override", server_name))
             self._channel = grpc.aio.secure_channel(address.target, credentials, options=options)
         else:
             self._channel = grpc.aio.insecure_channel(address.target, options=options)
-        self.kv: Any = rpc_pb2_grpc.KVStub(self._channel)
-        self.lease: Any = rpc_pb2_grpc.LeaseStub(self._channel)
-        self.watch: Any = rpc_pb2_grpc.WatchStub(self._channel)
-        self.auth: Any = rpc_pb2_grpc.AuthStub(self._channel)
+        self.kv = stubs.KVStub(self._channel)
+        self.lease = stubs.LeaseStub(self._channel)
+        self.watch = stubs.WatchStub(self._channel)
+        self.auth = stubs.AuthStub(self._channel)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -104,7 +104,9 @@ class Members:
         if any(address.tls for address in options.addresses):
             ca, key, cert = [await _read(path) for path in (options.tls_ca, options.tls_key, options.tls_cert)]
             credentials = grpc.ssl_channel_credentials(ca, key, cert)
-        self._members = [Member(address, credentials, options.tls_server_name) for address in options.addresses]
+        self._members = [
+            Member(address, credentials if address.tls else None, options.tls_server_name) for address in options.addresses
+        ]
 
     @property
     def current(self) -> Member:
@@ -161,7 +163,7 @@ class Members:
             if self._token != stale or self._options.user is None:
                 return  # somebody else was quicker
             name, password = self._options.user
-            request = rpc_pb2.AuthenticateRequest(name=name, password=password)
+            request = rpc.AuthenticateRequest(name=name, password=password)
             try:
                 answer = await member.auth.Authenticate(request, timeout=self.seconds)
             except grpc.aio.AioRpcError as error:

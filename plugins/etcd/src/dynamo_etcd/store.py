@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from aetcd.rpc import rpc_pb2
 
 from dynamo_core.contracts import DiscoveryEvent
 from dynamo_core.errors import CannotConnect, StartupError
 from dynamo_etcd.feed import Feed, interval
 from dynamo_etcd.members import Member, Members, Refused, Unreachable
+from dynamo_etcd.messages import rpc
 from dynamo_etcd.options import Options
 from dynamo_etcd.trust import Trust
 
@@ -98,7 +98,7 @@ class EtcdDiscovery:
     async def get_prefix(self, prefix: str) -> dict[str, bytes]:
         self._started()
         root = self._options.prefix
-        request = rpc_pb2.RangeRequest(**interval(root + prefix))
+        request = rpc.RangeRequest(**interval(root + prefix))
         try:
             answer = await self._members.unary(lambda member: member.kv.Range, request)
         except (Unreachable, Refused) as error:
@@ -149,7 +149,7 @@ class EtcdDiscovery:
         waiting = False
         while True:
             try:
-                probe = rpc_pb2.RangeRequest(**interval(options.prefix), count_only=True)
+                probe = rpc.RangeRequest(**interval(options.prefix), count_only=True)
                 await self._members.unary(lambda member: member.kv.Range, probe)
                 self._lease = await self._grant()
                 return
@@ -195,6 +195,9 @@ class EtcdDiscovery:
                 if not complained:
                     _log.error("etcd at %s refuses to keep what this process put: %s", self._options.where, error)
                 complained, pause = True, self._options.ttl / 3
+            except Exception:  # noqa: BLE001  # whatever gRPC comes up with must not cost the lease
+                _log.exception("renewing the lease in etcd failed; trying again")
+                self._whole, pause = False, _RETRY_SECONDS
             else:
                 if self._trust.regained():
                     _log.warning("etcd at %s answers again; %d keys are put again", self._options.where, len(self._own))
@@ -229,19 +232,17 @@ class EtcdDiscovery:
     # --- single calls --------------------------------------------------------------------------------------------------------
 
     async def _grant(self) -> int:
-        answer = await self._members.unary(
-            lambda member: member.lease.LeaseGrant, rpc_pb2.LeaseGrantRequest(TTL=self._options.ttl)
-        )
+        answer = await self._members.unary(lambda member: member.lease.LeaseGrant, rpc.LeaseGrantRequest(TTL=self._options.ttl))
         return int(answer.ID)
 
     async def _revoke(self, lease: int) -> None:
-        await self._members.unary(lambda member: member.lease.LeaseRevoke, rpc_pb2.LeaseRevokeRequest(ID=lease))
+        await self._members.unary(lambda member: member.lease.LeaseRevoke, rpc.LeaseRevokeRequest(ID=lease))
 
     async def _keep_alive(self, member: Member) -> int:
         """Seconds that the lease still has; 0: it is gone."""
 
         async def requests() -> AsyncIterator[Any]:
-            yield rpc_pb2.LeaseKeepAliveRequest(ID=self._lease)
+            yield rpc.LeaseKeepAliveRequest(ID=self._lease)
 
         members = self._members
         call = member.lease.LeaseKeepAlive(requests(), timeout=members.seconds, metadata=members.metadata)
@@ -253,11 +254,11 @@ class EtcdDiscovery:
             call.cancel()
 
     async def _put(self, key: str, value: bytes) -> None:
-        request = rpc_pb2.PutRequest(key=(self._options.prefix + key).encode(), value=value, lease=self._lease)
+        request = rpc.PutRequest(key=(self._options.prefix + key).encode(), value=value, lease=self._lease)
         await self._members.unary(lambda member: member.kv.Put, request)
 
     async def _delete(self, key: str) -> None:
-        request = rpc_pb2.DeleteRangeRequest(key=(self._options.prefix + key).encode())
+        request = rpc.DeleteRangeRequest(key=(self._options.prefix + key).encode())
         await self._members.unary(lambda member: member.kv.DeleteRange, request)
 
     def _started(self) -> None:
