@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
 
@@ -26,28 +25,24 @@ def run_child(text: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-async def test_the_cause_and_the_last_lines_of_a_failed_start_are_told_and_nothing_printed(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    output = CoreOutput(asyncio.get_running_loop(), verbose=False)
+def test_the_cause_and_the_last_lines_of_a_failed_start_are_told_and_nothing_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    output = CoreOutput(verbose=False)
     with output.redirected():
-        await asyncio.to_thread(run_child, FAILURE)
+        run_child(FAILURE)
+    output.close()
     assert output.cause() == "there is no room"
     assert output.tail(3) == ["RuntimeError: Engine core initialization failed. See above.", "terminate called", "bye"]
     assert not any("File" in line for line in output.tail(20))
-    output.close()
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
 
 
-async def test_after_the_start_errors_and_raw_lines_are_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
-    output = CoreOutput(asyncio.get_running_loop(), verbose=False)
+def test_after_the_start_errors_and_raw_lines_are_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    output = CoreOutput(verbose=False)
+    output.started()
     with output.redirected():
-        await asyncio.to_thread(run_child, "before\n")
-        output.started()
-        await asyncio.to_thread(run_child, FAILURE)
+        run_child(FAILURE)
     print("ours")
-    assert "before" not in output.tail(50)
     output.close()
     captured = capfd.readouterr()
     assert "there is no room" in captured.err
@@ -56,11 +51,31 @@ async def test_after_the_start_errors_and_raw_lines_are_passed_on(capfd: pytest.
     assert captured.out == "ours\n"
 
 
-async def test_a_process_that_dies_without_a_word_leaves_its_frames(tmp_path: Path) -> None:
-    output = CoreOutput(asyncio.get_running_loop(), verbose=False)
+def test_what_was_said_during_a_good_start_is_forgotten() -> None:
+    output = CoreOutput(verbose=False)
     with output.redirected():
-        await asyncio.to_thread(subprocess.run, [sys.executable, "-c", "print('  Fatal', flush=True)"], check=True)
+        run_child(FAILURE)
+    while output.cause() is None:
+        time.sleep(0.01)
+    output.started()
+    output.close()
+    assert output.cause() is None
+
+
+def test_a_process_that_dies_without_a_word_leaves_its_frames() -> None:
+    output = CoreOutput(verbose=False)
+    with output.redirected():
+        subprocess.run([sys.executable, "-c", "print('  Fatal', flush=True)"], check=True)
+    output.close()
+    output.close()
     assert output.cause() is None
     assert output.tail(5) == ["  Fatal"]
+
+
+def test_a_process_that_lives_on_does_not_keep_the_output_open() -> None:
+    output = CoreOutput(verbose=False)
+    with output.redirected():
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     output.close()
-    output.close()
+    process.kill()
+    process.wait()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
+import threading
 from collections import deque
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
@@ -17,30 +17,33 @@ _ERROR = re.compile(r"^(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit): 
 _USELESS = re.compile(r"Engine core initialization failed|WorkerProc initialization failed|EngineCore failed|WorkerProc failed")
 _LOUD = frozenset({"ERROR", "CRITICAL"})
 _KEPT = 60
+_CLOSE_SECONDS = 2.0
+_END = b"\0the end of vLLM's output\0"
 
 
 class CoreOutput:
     """Standard output and error of the processes that are started within :meth:`redirected`.
 
-    Read on the event loop. With ``verbose`` everything goes on to our own standard error; otherwise nothing does until
-    :meth:`started`, and then vLLM's errors and what is no log line of vLLM's.
+    Read by a thread of its own: were it the event loop, a busy loop could block those who print. With ``verbose`` everything
+    goes on to our own standard error; otherwise nothing does until :meth:`started`, and then vLLM's errors and what is no log
+    line of vLLM's.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, verbose: bool) -> None:
-        self._loop = loop
+    def __init__(self, *, verbose: bool) -> None:
         self._verbose = verbose
         self._started = False
         self._read, self._write = os.pipe()
-        os.set_blocking(self._read, False)
         self._error = os.dup(2)
+        self._lock = threading.Lock()
         self._lines: deque[str] = deque(maxlen=_KEPT)
-        self._rest = b""
-        loop.add_reader(self._read, self._readable)
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="output of vLLM", daemon=True)
+        self._thread.start()
 
     def started(self) -> None:
         """From here on errors are news: what was said before belongs to the start, which went well."""
-        self._readable()
-        self._lines.clear()
+        with self._lock:
+            self._lines.clear()
         self._started = True
 
     @contextlib.contextmanager
@@ -59,42 +62,50 @@ class CoreOutput:
 
     def tail(self, count: int) -> list[str]:
         """The last lines, without vLLM's prefixes and, unless that leaves none, without Python's stack frames."""
-        self._readable()
-        said = [line for line in self._lines if not line.startswith((" ", "Traceback ("))]
-        return (said or list(self._lines))[-count:]
+        lines = self._kept()
+        said = [line for line in lines if not line.startswith((" ", "Traceback ("))]
+        return (said or lines)[-count:]
 
     def cause(self) -> str | None:
         """The error that the processes died of, as far as it can be told: the last that is not a mere consequence."""
-        self._readable()
-        errors = [line for line in self._lines if _ERROR.match(line) and not _USELESS.search(line)]
+        errors = [line for line in self._kept() if _ERROR.match(line) and not _USELESS.search(line)]
         return errors[-1].partition(": ")[2] if errors else None
 
     def close(self) -> None:
-        """After the processes have ended. Idempotent."""
-        if self._read < 0:
+        """Once the processes have ended; blocks until what they said is read. Idempotent."""
+        if self._closed:
             return
-        self._readable()
-        self._loop.remove_reader(self._read)
-        for descriptor in (self._read, self._write, self._error):
-            os.close(descriptor)
-        self._read = self._write = self._error = -1
+        self._closed = True
+        with contextlib.suppress(OSError):
+            os.write(self._write, b"\n" + _END + b"\n")  # not the pipe's end, which a process that lives on may hold open
+        self._thread.join(_CLOSE_SECONDS)
+        os.close(self._write)
 
-    def _readable(self) -> None:
-        while self._read >= 0:
-            try:
-                data = os.read(self._read, 65536)
-            except BlockingIOError:
-                return
-            *lines, self._rest = (self._rest + data).replace(b"\r", b"\n").split(b"\n")
-            for line in lines:
-                self._line(line)
+    def _kept(self) -> list[str]:
+        with self._lock:
+            return list(self._lines)
+
+    def _run(self) -> None:
+        rest = b""
+        try:
+            while data := os.read(self._read, 65536):
+                *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
+                for line in lines:
+                    if line == _END:
+                        return
+                    self._line(line)
+        finally:
+            os.close(self._read)
+            os.close(self._error)
 
     def _line(self, raw: bytes) -> None:
         text = raw.decode(errors="replace").rstrip()
         match = _LINE.match(text)
         plain = text[match.end() :] if match else text
-        if plain.strip():
+        if not plain.strip():
+            return
+        with self._lock:
             self._lines.append(plain)
-            if self._verbose or (self._started and (match is None or match["level"] in _LOUD)):
-                with contextlib.suppress(OSError):
-                    os.write(self._error, raw + b"\n")
+        if self._verbose or (self._started and (match is None or match["level"] in _LOUD)):
+            with contextlib.suppress(OSError):
+                os.write(self._error, raw + b"\n")

@@ -44,6 +44,7 @@ _log = logging.getLogger(__name__)
 TRIED_VERSIONS = ("0.24", "0.32")
 _WARM_UP_TOKENS = 2
 _TAIL = 12
+_POLL_SECONDS = 0.2
 _SHUTDOWN_SECONDS = 2.0
 """Nothing runs any more when it begins; a CPU worker takes 4 s to tear itself down, and is killed instead."""
 
@@ -75,13 +76,15 @@ class VllmEngine:
         self._idle.set()
         self._prefill_tokens = 0
         self._first_token_id = 1
+        self._others: frozenset[int | None] = frozenset()
+        """Processes that this one had started before vLLM's."""
         self._stopping = False
         self._dead = False
 
     # --- life ----------------------------------------------------------------------------------------------------------------
 
     async def start(self) -> EngineInfo:
-        self._output = CoreOutput(asyncio.get_running_loop(), verbose=_log.isEnabledFor(logging.DEBUG))
+        self._output = CoreOutput(verbose=_log.isEnabledFor(logging.DEBUG))
         addresses = event_addresses(self._context)
         if addresses is None:
             _log.info(
@@ -127,10 +130,9 @@ class VllmEngine:
     async def stop(self) -> None:
         self._stopping = True
         boot = self._boot
-        if boot is not None and not boot.done():
-            _end_children()  # the thread that waits for them then gives up
-        if boot is not None:
-            await asyncio.gather(boot, return_exceptions=True)
+        while boot is not None and not boot.done():
+            self._end_children()  # the thread that waits for them then gives up
+            await asyncio.wait([boot], timeout=_POLL_SECONDS)
         for task in self._sending:
             task.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
@@ -147,7 +149,7 @@ class VllmEngine:
         llm = None
         await asyncio.to_thread(gc.collect)  # AsyncLLM is part of cycles, and its finalizer fails at the interpreter's end
         if self._output is not None:
-            self._output.close()
+            await asyncio.to_thread(self._output.close)
         self._environment.close()
 
     async def clear_cache(self) -> None:
@@ -292,6 +294,11 @@ class VllmEngine:
 
     # --- start ---------------------------------------------------------------------------------------------------------------
 
+    def _end_children(self) -> None:
+        for child in multiprocessing.active_children():
+            if child.pid not in self._others:
+                child.kill()
+
     def _construct(self, addresses: Addresses | None, output: CoreOutput) -> None:
         """In a thread: imports vLLM (8 to 30 s) and starts its processes, while the event loop keeps the worker's leases."""
         verbose = _log.isEnabledFor(logging.DEBUG)
@@ -314,6 +321,7 @@ class VllmEngine:
         if self._stopping:
             raise StartupError("vLLM was stopped while it started.")
         _log_through_ours()  # making a configuration sets vLLM's own handlers again, and so does starting the engine
+        self._others = frozenset(child.pid for child in multiprocessing.active_children())
         with output.redirected():
             self._made = AsyncLLM.from_vllm_config(config, stat_loggers=[self._reading])
         _log_through_ours()
@@ -375,8 +383,3 @@ def _log_through_ours() -> None:
     logger.handlers.clear()
     logger.propagate = True
     logger.setLevel(logging.NOTSET if _log.isEnabledFor(logging.DEBUG) else logging.ERROR)
-
-
-def _end_children() -> None:
-    for child in multiprocessing.active_children():
-        child.kill()
