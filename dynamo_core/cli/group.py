@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynamo_core import __version__
 from dynamo_core.cli.usage import nearest
 from dynamo_core.errors import StartupError
 
@@ -23,8 +22,11 @@ _COMMANDS = {
     "serve": "Start workers and frontends, watch them, and serve one model.",
     "frontend": "Run one frontend in the foreground.",
     "worker": "Run one worker in the foreground.",
+    "run": "Run an engine at once: HTTP, chat, one answer, a batch, or a worker.",
+    "chat": "Talk to a model, here or on a running server.",
     "status": "Show processes, models and workers of a running serve.",
     "simulate": "Replay a trace through routers and simulated workers, in virtual time.",
+    "reload": "Have a running serve read its configuration again.",
     "plugins": "Show and check plugins.",
     "config": "Show settings and where each value came from.",
 }
@@ -63,13 +65,27 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="`dynamo COMMAND --help` explains a command. Settings also come from DYN_* variables and dynamo.toml.",
 )
-@click.version_option(__version__, prog_name="dynamo", message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _parameter, asked: _show_version(ctx) if asked else None,
+    help="Show the versions of the core and of active plugins, and the engines found here.",
+)
 @click.option(
     "--plugin", "plugins", multiple=True, is_eager=True, metavar="NAME", help="Plugin whose commands to add; repeatable."
 )
 def root(plugins: tuple[str, ...]) -> None:
     """Serve large language models, with everything a plugin."""
     del plugins  # read from the context where commands are looked up
+
+
+def _show_version(ctx: click.Context) -> None:
+    from dynamo_core.cli.version import version_text
+
+    click.echo(version_text(ctx.params.get("plugins") or ()))
+    ctx.exit()
 
 
 def _plugin_summaries(ctx: click.Context) -> dict[str, str]:

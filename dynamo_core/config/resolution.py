@@ -25,6 +25,9 @@ class Resolved(msgspec.Struct, frozen=True):
     """``[plugins.NAME]``, unchecked: they are the plugins' to decode."""
     file: str | None
     """The configuration file that was read."""
+    flags: Mapping[str, Any] = {}
+    """Flags that were given, and below the file that was named: what resolving again takes."""
+    named_file: str | None = None
 
 
 class _Layer(NamedTuple):
@@ -56,7 +59,8 @@ def resolve(flags: Mapping[str, Any], *, environ: Mapping[str, str] | None = Non
             values[name] = _join(field, layers, origins)
         else:
             values[name], origins[name] = layers[-1]
-    return Resolved(Settings(**values), origins, source.plugin_tables, source.path)
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    return Resolved(Settings(**values), origins, source.plugin_tables, source.path, given, file)
 
 
 def _layers(field: Field, flags: Mapping[str, Any], environ: Mapping[str, str], source: ConfigFile) -> Iterator[_Layer]:

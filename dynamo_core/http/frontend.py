@@ -7,20 +7,96 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from litestar import Litestar
 
 from dynamo_core.config import Settings, choose_router
-from dynamo_core.http.admin import Health
+from dynamo_core.errors import StartupError
+from dynamo_core.http.admin import Health, Peers
 from dynamo_core.http.app import create_app
+from dynamo_core.http.garbage import spare_the_long_lived
+from dynamo_core.http.model_series import ModelCollector
 from dynamo_core.http.observe import FrontendMetrics
 from dynamo_core.http.server import HttpServer
+from dynamo_core.http.switch import AppSwitch, Generation
+from dynamo_core.http.tls import check_tls
 from dynamo_core.plugins import Compiled
 from dynamo_core.runtime import DistributedRuntime
+from dynamo_core.runtime.exposition import render
 from dynamo_core.runtime.signals import stop_on_signal
 from dynamo_core.serving.manager import ModelManager
 
-__all__ = ["run_frontend"]
+__all__ = ["Beside", "Frontend", "run_frontend"]
 
 _log = logging.getLogger(__name__)
+
+Beside = Callable[[DistributedRuntime], AbstractAsyncContextManager[object]]
+
+
+class Frontend:
+    """One frontend that serves. ``manager`` may be read; :meth:`reload` replaces the plugins."""
+
+    def __init__(
+        self, manager: ModelManager, settings: Settings, compiled: Compiled, health: Health, peers: Peers | None = None
+    ) -> None:
+        self.manager = manager
+        self._settings = settings
+        self._compiled = compiled
+        self._health = health
+        self._peers = peers
+        self._metrics = FrontendMetrics(settings.metrics_prefix)
+        self._switch = AppSwitch(self._application(compiled))
+        self._metrics.registry.register(
+            ModelCollector(settings.metrics_prefix, manager.models, self._metrics.faults, settings.migration_limit)
+        )
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    @property
+    def application(self) -> AppSwitch:
+        return self._switch
+
+    def metrics_text(self) -> str:
+        """This frontend's own series as Prometheus text."""
+        return render(self._metrics.registry.collect()).body.decode()
+
+    async def reload(self, compiled: Compiled) -> None:
+        """Serve with these plugins from here on. Requests that run end with the plugins they began with; then plugins that are no
+        longer active are shut down. Raises :class:`StartupError`, and nothing has changed then.
+        """
+        await compiled.lifecycle.succeed(self._compiled.lifecycle, "frontend")
+        try:
+            app = self._application(compiled)
+        except Exception as error:
+            await self._compiled.lifecycle.succeed(compiled.lifecycle, "frontend")
+            await compiled.shutdown("frontend")
+            if isinstance(error, StartupError):
+                raise
+            raise StartupError(f"The plugins' routes and middleware make no application ({error}): correct them.") from error
+        earlier, self._compiled = self._compiled, compiled
+        self.manager.recompiled(compiled)
+        task = asyncio.create_task(self._retire(self._switch.swap(app), earlier), name="retire plugins")
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def close(self) -> None:
+        """Shut down all plugins, those of a reload that still drain as well."""
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        await self._compiled.shutdown("frontend")
+
+    def _application(self, compiled: Compiled) -> Litestar:
+        return create_app(
+            self.manager, compiled, self._settings, self._metrics, health=self._health, direct=True, peers=self._peers
+        )
+
+    async def _retire(self, generation: Generation, compiled: Compiled) -> None:
+        try:
+            if not await generation.idle(self._settings.graceful_shutdown_secs):
+                _log.warning("%d requests still run with the plugins from before the reload", generation.running)
+        finally:
+            await compiled.shutdown("frontend")
 
 
 async def run_frontend(
@@ -29,16 +105,22 @@ async def run_frontend(
     *,
     name: str,
     sock: socket.socket,
-    on_ready: Callable[[ModelManager], None] | None = None,
+    on_ready: Callable[[Frontend], None] | None = None,
     stop: asyncio.Event | None = None,
+    beside: Beside | None = None,
+    peers: Peers | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT, or until ``stop`` is set where the signals are somebody else's. Returns the exit code.
 
-    ``on_ready`` is called when connections are accepted; models may still be loading. Running requests get
-    ``graceful_shutdown_secs``. Raises :class:`~dynamo_core.errors.StartupError`.
+    ``on_ready`` is called when connections are accepted; models may still be loading. ``beside`` is entered with the runtime
+    before the first request and left after the last: a worker in the same process. ``peers`` tells the metrics of all frontends
+    of a run. Running requests get ``graceful_shutdown_secs``. Raises :class:`~dynamo_core.errors.StartupError`.
     """
-    stop = stop or stop_on_signal()
+    if stop is None:  # the process is this frontend's
+        stop = stop_on_signal()
+        spare_the_long_lived()
     router = compiled.router(choose_router(settings, compiled))
+    check_tls(settings)
     runtime = DistributedRuntime(
         None,
         settings.discovery_backend,
@@ -56,20 +138,30 @@ async def run_frontend(
         await runtime.start()
         stack.push_async_callback(compiled.shutdown, "frontend")
         await compiled.startup("frontend")
+        if beside is not None:
+            await stack.enter_async_context(beside(runtime))
         manager = ModelManager(runtime, compiled, router, settings)
         stack.push_async_callback(manager.stop)
         await manager.start()
         health = Health(manager)
-        app = create_app(manager, compiled, settings, FrontendMetrics(settings.metrics_prefix), health=health, direct=True)
-        server = HttpServer(app, sock, grace=settings.graceful_shutdown_secs, backlog=settings.http_backlog)
+        frontend = Frontend(manager, settings, compiled, health, peers)
+        stack.push_async_callback(frontend.close)
+        server = _server(frontend, sock, settings)
         stack.push_async_callback(server.stop)
         await server.start()
+        stack.enter_context(compiled.watchdog())
         _log.info("%s listens on port %d, router %s", name, server.port, router.spec.name)
         if on_ready is not None:
-            on_ready(manager)
+            on_ready(frontend)
         await _until_over(server, stop)
         health.draining = True
     return 0
+
+
+def _server(frontend: Frontend, sock: socket.socket, settings: Settings) -> HttpServer:
+    cert, key = settings.tls_cert_path, settings.tls_key_path
+    tls = (cert, key) if cert is not None and key is not None else None
+    return HttpServer(frontend.application, sock, grace=settings.graceful_shutdown_secs, backlog=settings.http_backlog, tls=tls)
 
 
 async def _until_over(server: HttpServer, stop: asyncio.Event) -> None:

@@ -207,7 +207,8 @@ class EngineWorker:
         try:
             engine: Engine = spec.factory(self._provider.config, context)
             self._engine = engine
-            return await engine.start()
+            info: EngineInfo = await engine.start()
+            return info
         except StartupError:
             raise
         except Exception as error:

@@ -11,20 +11,32 @@ import msgspec
 
 from dynamo_core.errors import InvalidRequest, ServiceUnavailable, StartupError
 from dynamo_core.supervisor.channel import LINE_LIMIT, Channel
+from dynamo_core.supervisor.ledger import MetricsLedger
 from dynamo_core.supervisor.process import Process
-from dynamo_core.supervisor.status import RunStatus, ask_all
+from dynamo_core.supervisor.status import ReloadReport, RunStatus, ask_all
 
-__all__ = ["AdminServer", "ask_admin"]
+__all__ = ["ADMIN_SOCKET", "AdminServer", "ask_admin"]
+
+ADMIN_SOCKET = "admin.sock"
+"""In the folder of a run."""
 
 
 class AdminServer:
-    """Answers ``status``, and ``fan_out`` with ``{"name": …, "data": …, "kind": "frontend"}``: the same question to every process
-    of a kind, answered with ``{"answers": {process: answer}, "errors": {process: sentence}}``.
+    """Answers ``status``, ``metrics`` (the sum over frontends), ``reload``, and ``fan_out`` with
+    ``{"name": …, "data": …, "kind": "frontend"}``: the same question to every process of a kind, answered with
+    ``{"answers": {process: answer}, "errors": {process: sentence}}``.
     """
 
-    def __init__(self, processes: Sequence[Process], status: Callable[[], Awaitable[RunStatus]]) -> None:
+    def __init__(
+        self,
+        processes: Sequence[Process],
+        status: Callable[[], Awaitable[RunStatus]],
+        reload: Callable[[], Awaitable[ReloadReport]] | None = None,
+    ) -> None:
         self._processes = processes
         self._status = status
+        self._reload = reload
+        self._ledger = MetricsLedger()
         self._server: asyncio.Server | None = None
         self._conversations: set[asyncio.Task[None]] = set()
 
@@ -56,9 +68,14 @@ class AdminServer:
         if name == "status":
             answer: dict[str, Any] = msgspec.to_builtins(await self._status())
             return answer
+        if name == "metrics":
+            return {"text": await self._ledger.text([process for process in self._processes if process.kind == "frontend"])}
+        if name == "reload" and self._reload is not None:
+            report: dict[str, Any] = msgspec.to_builtins(await self._reload())
+            return report
         if name == "fan_out":
             return await self._fan_out(data)
-        raise InvalidRequest(f"The admin socket does not know {name!r}: ask status or fan_out.")
+        raise InvalidRequest(f"The admin socket does not know {name!r}: ask status, metrics, reload or fan_out.")
 
     async def _fan_out(self, data: Mapping[str, Any]) -> dict[str, Any]:
         kind = data.get("kind", "frontend")

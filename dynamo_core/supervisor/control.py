@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -23,6 +23,9 @@ class Control(Protocol):
     def ready(self, facts: msgspec.Struct, report: Callable[[], msgspec.Struct]) -> None:
         """It serves. ``report`` makes the answer to ``status``; it is called on the event loop."""
 
+    def answer(self, name: str, function: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        """Answer the supervisor's question ``name`` with what this returns; its ``DynamoError`` is the answer, too."""
+
 
 class SupervisedControl:
     """Over the socket that the supervisor handed down."""
@@ -33,6 +36,7 @@ class SupervisedControl:
         self._channel: Channel | None = None
         self._conversation: asyncio.Task[None] | None = None
         self._report: Callable[[], msgspec.Struct] | None = None
+        self._answers: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {}
 
     async def start(self) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=self._socket, limit=LINE_LIMIT)
@@ -51,6 +55,9 @@ class SupervisedControl:
         self._report = report
         self._tell("ready", msgspec.to_builtins(facts))
 
+    def answer(self, name: str, function: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        self._answers[name] = function
+
     def failed(self, message: str, *, explained: bool) -> None:
         """The process ends because of something that the user can put right. ``explained``: its last lines say more."""
         self._tell("failed", {"message": message, "explained": explained})
@@ -60,6 +67,8 @@ class SupervisedControl:
             self._channel.tell(name, data)
 
     async def _answer(self, name: str, _data: Mapping[str, Any]) -> dict[str, Any]:
+        if name in self._answers:
+            return await self._answers[name]()
         if name != "status" or self._report is None:
             raise ServiceUnavailable(f"This process does not answer {name!r}.")
         answer: dict[str, Any] = msgspec.to_builtins(self._report())
@@ -77,3 +86,6 @@ class ForegroundControl:
 
     def ready(self, facts: msgspec.Struct, report: Callable[[], msgspec.Struct]) -> None:  # noqa: ARG002 - nobody asks
         print(f"{self._name}: ready", file=sys.stderr, flush=True)  # noqa: T201
+
+    def answer(self, name: str, function: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        """Nobody asks."""

@@ -8,7 +8,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import BinaryIO, TextIO
 
 import msgspec
@@ -16,13 +18,15 @@ import msgspec
 from dynamo_core import __version__
 from dynamo_core.config import Resolved, Settings
 from dynamo_core.plugins import Compiled
+from dynamo_core.supervisor.admin import ADMIN_SOCKET
 from dynamo_core.supervisor.cores import available_cores, split_cores
 from dynamo_core.supervisor.log_stream import LogStream
-from dynamo_core.supervisor.order import ProcessKind, make_order
+from dynamo_core.supervisor.order import Order, ProcessKind, make_order
 from dynamo_core.supervisor.port import PortReservation, reserve_port
-from dynamo_core.supervisor.preflight import check_serve
+from dynamo_core.supervisor.preflight import activate_for, check_serve
 from dynamo_core.supervisor.process import ProcessPlan
 from dynamo_core.supervisor.progress import make_progress
+from dynamo_core.supervisor.reload import order_settings, renewed
 from dynamo_core.supervisor.run_state import RunFolder, RunState
 from dynamo_core.supervisor.status import RunStatus
 from dynamo_core.supervisor.tree import Supervisor
@@ -49,13 +53,15 @@ def launch(
     logged: BinaryIO = log or sys.stderr.buffer
     compiled = check_serve(resolved)
     settings = resolved.settings
-    port = reserve_port(settings.http_host, settings.http_port)
+    port = reserve_port(settings.http_host, settings.http_port, scheme="https" if settings.tls_cert_path else "http")
     try:
         folder = RunFolder.create(settings.run_dir, environ)
         try:
             _tell(_plugin_line(compiled), told)
             plans = _plans(resolved, folder, port, environ, child_command)
-            return _supervise(plans, folder, port, settings, told, logged, colour=logged.isatty() and not environ.get("NO_COLOR"))
+            renew = partial(_renew, resolved, folder)
+            colour = logged.isatty() and not environ.get("NO_COLOR")
+            return _supervise(plans, folder, port, settings, told, logged, colour=colour, renew=renew)
         finally:
             folder.close()
     finally:
@@ -71,6 +77,7 @@ def _supervise(
     log: BinaryIO,
     *,
     colour: bool,
+    renew: Callable[[], None],
 ) -> int:
     progress = make_progress(log, terminal=log.isatty())
     stream = LogStream(progress.write, colour=colour, jsonl=settings.log_jsonl)
@@ -82,7 +89,7 @@ def _supervise(
         http_port=port.port,
         url=port.url,
         namespace=settings.namespace,
-        admin=str(folder.path / "admin.sock"),
+        admin=str(folder.path / ADMIN_SOCKET),
     )
 
     async def run() -> int:
@@ -94,6 +101,7 @@ def _supervise(
             progress=progress,
             grace=settings.graceful_shutdown_secs,
             announce=lambda status: _tell(_ready_text(status, settings), out),
+            renew=renew,
         )
         return await supervisor.run()
 
@@ -124,6 +132,17 @@ def _plans(
         command = (*child_command, str(path))
         plans.append(ProcessPlan(name=name, kind=kind, command=command, environ={**environ, "PYTHONUNBUFFERED": "1"}))
     return plans
+
+
+def _renew(resolved: Resolved, folder: RunFolder) -> None:
+    """Check the configuration as it is now, and let frontends that start from here on have it."""
+    frontends: list[tuple[Path, Order]] = []
+    for index in range(resolved.settings.frontends):
+        path = folder.path / f"frontend-{index}.json"
+        frontends.append((path, renewed(msgspec.json.decode(path.read_bytes(), type=Order))))
+    activate_for(order_settings(frontends[0][1]), "serve")
+    for path, order in frontends:
+        folder.write(path.name, msgspec.json.encode(order))
 
 
 def _tell(text: str, out: TextIO) -> None:

@@ -23,6 +23,11 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the configuration file, for sentences about ``plugin_tables``."""
     cpu_cores: tuple[int, ...] = ()
     """Cores set aside for this process; empty: no preference."""
+    endpoint: str = "generate"
+    """Of a worker: the last part of its address."""
+    flags: dict[str, Any] = {}
+    """The command line's, and below the file that it named: a reload resolves them again."""
+    config_file: str | None = None
 
 
 def make_order(
@@ -36,4 +41,6 @@ def make_order(
         plugin_tables={key: dict(table) for key, table in resolved.plugin_tables.items()},
         source=resolved.file or "dynamo.toml",
         cpu_cores=cpu_cores,
+        flags=dict(resolved.flags),
+        config_file=resolved.named_file,
     )

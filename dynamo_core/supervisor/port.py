@@ -18,7 +18,8 @@ _Address: TypeAlias = tuple[Any, ...]
 class PortReservation:
     """A port that belongs to this run: frontends may come and go without anybody else taking it."""
 
-    def __init__(self, host: str, port: int, holder: socket.socket) -> None:
+    def __init__(self, host: str, port: int, holder: socket.socket, scheme: str = "http") -> None:
+        self._scheme = scheme
         self.host = host
         self.port = port
         self._holder = holder
@@ -30,10 +31,10 @@ class PortReservation:
     def url(self) -> str:
         """Where a client on this host can go; an address that means "all" is not one to connect to."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"{self._scheme}://[{host}]:{self.port}" if ":" in host else f"{self._scheme}://{host}:{self.port}"
 
 
-def reserve_port(host: str, port: int) -> PortReservation:
+def reserve_port(host: str, port: int, *, scheme: str = "http") -> PortReservation:
     """Take the port, 0 meaning any free one. Raises :class:`StartupError` when somebody has it.
 
     Binding once without ``SO_REUSEPORT`` is what notices another server, even one of our own. Afterwards a bound socket that
@@ -46,7 +47,7 @@ def reserve_port(host: str, port: int) -> PortReservation:
         holder = _bound(family, address, reuse_address=False, reuse_port=True)
     except StartupError:  # connections of an earlier server, closed a moment ago, still linger on the port
         holder = _bound(family, address, reuse_address=True, reuse_port=True)
-    return PortReservation(host, address[1], holder)
+    return PortReservation(host, address[1], holder, scheme)
 
 
 def listening_socket(host: str, port: int, *, backlog: int, shared: bool) -> socket.socket:

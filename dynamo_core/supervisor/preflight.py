@@ -7,7 +7,7 @@ from dynamo_core.errors import StartupError
 from dynamo_core.plugins import Compiled, Process, activate
 from dynamo_core.runtime.logging import parse_log_spec
 
-__all__ = ["activate_for", "check_model", "check_serve"]
+__all__ = ["activate_for", "check_http", "check_model", "check_serve"]
 
 _ONE_PROCESS = {"discovery_backend": ("mem", "file"), "request_plane": ("inproc", "tcp"), "event_plane": ("inproc", "zmq")}
 
@@ -22,10 +22,23 @@ def check_serve(resolved: Resolved) -> Compiled:
             raise StartupError(f"{name!r} reaches no further than one process and serve makes several: use {flag} {other}.")
     if settings.workers > 0 and settings.engine is None:
         raise StartupError("No engine was named: add --engine NAME; `dynamo plugins list` shows what is installed.")
+    check_http(settings)
     compiled = activate_for(resolved, "serve")
     if settings.workers > 0:
         check_model(settings)
     return compiled
+
+
+def check_http(settings: Settings) -> None:
+    """Certificates and the request template, where there are any. Raises :class:`StartupError`."""
+    if settings.tls_cert_path is not None or settings.tls_key_path is not None:
+        from dynamo_core.http.tls import check_tls
+
+        check_tls(settings)
+    if settings.request_template is not None:
+        from dynamo_core.http.openai.defaults import read_request_template
+
+        read_request_template(settings.request_template)
 
 
 def activate_for(resolved: Resolved, process: Process) -> Compiled:

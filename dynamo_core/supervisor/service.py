@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
 
-from dynamo_core.config import Resolved
 from dynamo_core.errors import StartupError
-from dynamo_core.runtime.logging import configure_dynamo_logging
-from dynamo_core.runtime.signals import stop_on_signal
+from dynamo_core.runtime.signals import on_hangup, stop_on_signal
+from dynamo_core.supervisor.admin import ADMIN_SOCKET, ask_admin
 from dynamo_core.supervisor.control import Control, ForegroundControl, SupervisedControl
 from dynamo_core.supervisor.order import Order
 from dynamo_core.supervisor.port import listening_socket, reserve_port
 from dynamo_core.supervisor.preflight import activate_for, check_model
+from dynamo_core.supervisor.reload import FrontendReload, configure_logs_as, order_settings
 from dynamo_core.supervisor.status import FrontendReport, ModelStatus, WorkerLoad, WorkerReport, WorkerStatus
 
 if TYPE_CHECKING:
+    from dynamo_core.http.frontend import Frontend
     from dynamo_core.runtime import DistributedRuntime
     from dynamo_core.serving.manager import ModelManager
     from dynamo_core.serving.worker import EngineWorker
@@ -34,8 +37,7 @@ _log = logging.getLogger(__name__)
 def run_order(order_path: str, control_fd: int) -> int:
     """A supervised process, from its order to its exit code."""
     order = msgspec.json.decode(Path(order_path).read_bytes(), type=Order)
-    jsonl = order.settings.log_jsonl
-    configure_dynamo_logging(order.settings.log, jsonl=jsonl, process=order.name if jsonl else "")  # the supervisor names text
+    configure_logs_as(order, supervised=True)
 
     async def run() -> int:
         control = SupervisedControl(control_fd)
@@ -55,7 +57,7 @@ def run_order(order_path: str, control_fd: int) -> int:
 
 def run_in_foreground(order: Order) -> int:
     """A process of its own, in the user's terminal. Raises :class:`StartupError`."""
-    configure_dynamo_logging(order.settings.log, jsonl=order.settings.log_jsonl, process=order.name)
+    configure_logs_as(order, supervised=False)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(order, ForegroundControl(order.name), supervised=False))
 
@@ -75,7 +77,7 @@ async def _run_worker(order: Order, control: Control) -> int:
 
     settings = order.settings
     stop = stop_on_signal()
-    compiled = activate_for(_resolved(order), "worker")
+    compiled = activate_for(order_settings(order), "worker")
     if settings.engine is None:
         raise StartupError("No engine was named: add --engine NAME; `dynamo plugins list` shows what is installed.")
     provider = compiled.engine(settings.engine)
@@ -96,7 +98,7 @@ async def _run_worker(order: Order, control: Control) -> int:
         await runtime.start()
         stack.push_async_callback(compiled.shutdown, "worker")
         await compiled.startup("worker")
-        worker = EngineWorker(runtime, provider, settings, name=order.name, cpu_cores=order.cpu_cores)
+        worker = EngineWorker(runtime, provider, settings, name=order.name, cpu_cores=order.cpu_cores, endpoint=order.endpoint)
         stack.push_async_callback(worker.stop)
         control.stage(f"starting engine {provider.spec.name}")
         if not await _start(worker, stop):
@@ -142,19 +144,39 @@ async def _run_frontend(order: Order, control: Control, *, supervised: bool) -> 
     from dynamo_core.http.frontend import run_frontend
 
     settings = order.settings
-    compiled = activate_for(_resolved(order), "frontend")
+    compiled = activate_for(order_settings(order), "frontend")
     host, port = settings.http_host, settings.http_port
     if not supervised:
-        reservation = reserve_port(host, port)
+        reservation = reserve_port(host, port, scheme="https" if settings.tls_cert_path else "http")
         port = reservation.port
         reservation.close()
         control.stage(f"listening on {reservation.url}")
     sock = listening_socket(host, port, backlog=settings.http_backlog, shared=supervised)
 
-    def ready(manager: ModelManager) -> None:
-        control.ready(FrontendReport(), lambda: _frontend_report(manager))
+    peers = None
+    if supervised and settings.frontends > 1:
+        admin = str(Path(settings.run_dir or "") / ADMIN_SOCKET)
+        peers = partial(_summed_metrics, admin)
 
-    return await run_frontend(settings, compiled, name=order.name, sock=sock, on_ready=ready)
+    with contextlib.ExitStack() as stack:
+
+        def ready(frontend: Frontend) -> None:
+            reload = FrontendReload(order, frontend, partial(configure_logs_as, supervised=supervised))
+            control.answer("reload", reload)
+            control.answer("metrics", partial(_own_metrics, frontend))
+            stack.callback(on_hangup(reload.on_signal, lambda: signal.raise_signal(signal.SIGTERM)))
+            control.ready(FrontendReport(), lambda: _frontend_report(frontend.manager))
+
+        return await run_frontend(settings, compiled, name=order.name, sock=sock, on_ready=ready, peers=peers)
+
+
+async def _own_metrics(frontend: Frontend) -> dict[str, Any]:
+    return {"text": frontend.metrics_text()}
+
+
+async def _summed_metrics(admin: str) -> str:
+    text: str = (await ask_admin(admin, "metrics"))["text"]
+    return text
 
 
 def _frontend_report(manager: ModelManager) -> FrontendReport:
@@ -174,10 +196,3 @@ def _frontend_report(manager: ModelManager) -> FrontendReport:
             for view in model.workers.values()
         ),
     )
-
-
-# --- both --------------------------------------------------------------------------------------------------------------------
-
-
-def _resolved(order: Order) -> Resolved:
-    return Resolved(order.settings, {}, order.plugin_tables, order.source)

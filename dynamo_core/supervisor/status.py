@@ -16,6 +16,7 @@ __all__ = [
     "FrontendReport",
     "ModelStatus",
     "ProcessStatus",
+    "ReloadReport",
     "RunStatus",
     "WorkerLoad",
     "WorkerReport",
@@ -78,6 +79,17 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
 
     id: int
     model: str = ""
+
+
+class ReloadReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a reload."""
+
+    reloaded: tuple[str, ...] = ()
+    """Frontends that serve with what the file says."""
+    refused: dict[str, str] = {}
+    """Frontend → why it stays with what it had; ``configuration`` for what all of them would refuse."""
+    plugins: tuple[str, ...] = ()
+    """Active in the frontends that reloaded."""
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):

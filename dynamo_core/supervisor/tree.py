@@ -10,24 +10,31 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from dynamo_core.supervisor.admin import AdminServer
+from dynamo_core.errors import StartupError
+from dynamo_core.runtime.signals import on_hangup
+from dynamo_core.supervisor.admin import ADMIN_SOCKET, AdminServer
 from dynamo_core.supervisor.back_off import BackOff
 from dynamo_core.supervisor.log_stream import LogStream
 from dynamo_core.supervisor.process import Process, ProcessPlan, ProcessState
 from dynamo_core.supervisor.progress import Progress
 from dynamo_core.supervisor.run_state import RunFolder, RunState
-from dynamo_core.supervisor.status import FrontendReport, RunStatus, ask_all, run_status
+from dynamo_core.supervisor.status import FrontendReport, ReloadReport, RunStatus, ask_all, run_status
 
 __all__ = ["Supervisor"]
 
 _AFTER_GRACE = 5.0
 """Seconds that a process gets beyond the grace time of its requests, to free its engine."""
+_RELOAD_WITHIN = 30.0
 _POLL = 0.05
 """Seconds between looks at what frontends have discovered, before the run is ready."""
 
 
 class Supervisor:
-    """Makes the processes of ``plans`` and keeps them. One :meth:`run` for each object, in the main thread."""
+    """Makes the processes of ``plans`` and keeps them. One :meth:`run` for each object, in the main thread.
+
+    ``renew`` is called on a reload before the frontends hear of it: it reads the configuration again, so that processes that
+    start later have it as well, and raises :class:`StartupError` for one that cannot be right.
+    """
 
     def __init__(
         self,
@@ -40,6 +47,7 @@ class Supervisor:
         grace: float,
         announce: Callable[[RunStatus], None],
         back_off: Callable[[], BackOff] = BackOff,
+        renew: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = folder
         self._state = state
@@ -47,6 +55,8 @@ class Supervisor:
         self._progress = progress
         self._grace = grace
         self._announce = announce
+        self._renew = renew
+        self._reloading: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
         self._ready = False
@@ -60,12 +70,11 @@ class Supervisor:
         """Until a signal: 0, or 130 when a second one cut it short. Raises :class:`ChildStartError` when all are down."""
         loop = asyncio.get_running_loop()
         signals = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: stay when the terminal goes
-            signals.append(signal.SIGHUP)
         for signum in signals:
             loop.add_signal_handler(signum, self._on_signal)
-        admin = AdminServer(self._processes, self._status)
-        await admin.start(self._folder.path / "admin.sock")
+        unregister = on_hangup(self._on_reload_signal, self._on_signal)
+        admin = AdminServer(self._processes, self._status, self._reload)
+        await admin.start(self._folder.path / ADMIN_SOCKET)
         self._folder.publish(self._state)
         lives = [asyncio.create_task(process.run(), name=process.name) for process in self._processes]
         opening = asyncio.create_task(self._open(), name="open")
@@ -80,6 +89,10 @@ class Supervisor:
             await asyncio.gather(opening, stopping, return_exceptions=True)
             for signum in signals:
                 loop.remove_signal_handler(signum)
+            unregister()
+            for task in self._reloading:
+                task.cancel()
+            await asyncio.gather(*self._reloading, return_exceptions=True)
             os.close(self._lifeline)
             os.close(self._lifeline_end)
         return 130 if self._forced else 0
@@ -128,6 +141,31 @@ class Supervisor:
 
     async def _status(self) -> RunStatus:
         return await run_status(self._processes, pid=self._state.pid, url=self._state.url, started=self._state.started)
+
+    async def _reload(self) -> ReloadReport:
+        try:
+            self._renew()
+        except StartupError as error:
+            return ReloadReport(refused={"configuration": error.message})
+        answers = await ask_all(self._of_kind("frontend"), "reload", within=_RELOAD_WITHIN)
+        done = {name: answer for name, answer in answers.items() if isinstance(answer, dict)}
+        return ReloadReport(
+            reloaded=tuple(done),
+            refused={name: answer.message for name, answer in answers.items() if not isinstance(answer, dict)},
+            plugins=tuple(next(iter(done.values()), {}).get("plugins", ())),
+        )
+
+    def _on_reload_signal(self) -> None:
+        task = asyncio.create_task(self._reload_and_tell(), name="reload")
+        self._reloading.add(task)
+        task.add_done_callback(self._reloading.discard)
+
+    async def _reload_and_tell(self) -> None:
+        report = await self._reload()
+        lines = [f"not reloaded, {name} stays as it is: {why}" for name, why in report.refused.items()]
+        if report.reloaded:
+            lines.append(f"reloaded {', '.join(report.reloaded)}: plugins {', '.join(report.plugins)}")
+        self._log.feed("supervisor", "".join(f"{line}\n" for line in lines).encode())
 
     def _note_change(self, process: Process) -> None:
         self._progress.changed(process)

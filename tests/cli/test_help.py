@@ -6,8 +6,22 @@ import pytest
 from dynamo_core import __version__
 
 
-def test_version(dynamo):
-    assert dynamo("--version").stdout == f"dynamo {__version__}\n"
+def test_version_tells_of_the_core_active_plugins_and_engines(dynamo):
+    core, plugins, engines, *problems = dynamo("--plugin", "random", "--version").stdout.splitlines()
+    assert core == f"dynamo {__version__}"
+    assert (
+        plugins
+        == f"active plugins: {', '.join(f'{name} {__version__}' for name in ('file', 'tcp', 'zmq', 'round-robin', 'random'))}"
+    )
+    assert f"echo (echo {__version__})" in engines
+    assert all(line.startswith("  ") for line in problems)
+
+
+def test_version_works_whatever_is_wrong_with_the_file(dynamo, folder):
+    (folder / "dynamo.toml").write_text("http_prot = 1")
+    done = dynamo("--version")
+    assert done.returncode == 0
+    assert "unknown key http_prot" in done.stdout
 
 
 def test_help_names_every_command_without_importing_it():
