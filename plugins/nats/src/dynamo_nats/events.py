@@ -36,7 +36,8 @@ class NatsEvents:
         self._subject = f"{config.prefix}.events.{context.instance_id:x}-{secrets.token_hex(4)}"
         self._link: Link | None = None
         self._counts: dict[str, int] = {}
-        self._subscriptions: set[_Subscription] = set()
+        self._sources: dict[str, _Source] = {}
+        """By subject: all subscriptions to a publisher's topic share one of NATS."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> str:
@@ -64,30 +65,36 @@ class NatsEvents:
     ) -> _Subscription:
         """Raises ValueError for an address that is none of NATS."""
         link = self._started()
-        subscription = _Subscription(self, topic, callback, on_lost)
-        self._subscriptions.add(subscription)
-        self._own(self._join(link, subscription, f"{base_subject(address)}.{_token(topic)}"))
+        subject = f"{base_subject(address)}.{_token(topic)}"
+        source = self._sources.get(subject)
+        if source is None:
+            source = self._sources[subject] = _Source(subject, lambda source: self._leave(link, source))
+            self._own(self._join(link, source))
+        subscription = _Subscription(source, callback, on_lost)
+        source.subscriptions.append(subscription)
         return subscription
 
     async def close(self) -> None:
         link, self._link = self._link, None
-        for subscription in tuple(self._subscriptions):
-            subscription.close()
+        for source in tuple(self._sources.values()):
+            for subscription in tuple(source.subscriptions):
+                subscription.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if link is not None:
             await link.close()
 
-    def release(self, subscription: _Subscription) -> None:
-        self._subscriptions.discard(subscription)
-        if subscription.interest is not None and self._link is not None:
-            self._own(self._link.unsubscribe(subscription.interest))
-
-    async def _join(self, link: Link, subscription: _Subscription, subject: str) -> None:
-        interest = await link.subscribe(subject, subscription.receive)
-        if subscription.closed:
-            await link.unsubscribe(interest)
+    async def _join(self, link: Link, source: _Source) -> None:
+        interest = await link.subscribe(source.subject, source.receive)
+        if source.subscriptions:
+            source.interest = interest
         else:
-            subscription.interest = interest
+            await link.unsubscribe(interest)
+
+    def _leave(self, link: Link, source: _Source) -> None:
+        if self._sources.get(source.subject) is source:
+            del self._sources[source.subject]
+        if source.interest is not None:
+            self._own(link.unsubscribe(source.interest))
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -95,8 +102,8 @@ class NatsEvents:
         task.add_done_callback(self._tasks.discard)
 
     def _back(self) -> None:
-        for subscription in tuple(self._subscriptions):
-            subscription.lost()
+        for source in tuple(self._sources.values()):
+            source.lost()
 
     def _started(self) -> Link:
         if self._link is None:
@@ -105,45 +112,55 @@ class NatsEvents:
 
 
 class _Subscription:
-    def __init__(
-        self, plane: NatsEvents, topic: str, callback: Callable[[bytes], None], on_lost: Callable[[], None] | None
-    ) -> None:
-        self.closed = False
+    def __init__(self, source: _Source, callback: Callable[[bytes], None], on_lost: Callable[[], None] | None) -> None:
+        self.callback = callback
+        self.on_lost = on_lost
+        self._source = source
+
+    def close(self) -> None:
+        self._source.release(self)
+
+
+class _Source:
+    """One publisher's topic, and who listens to it here. ``on_idle`` is called when nobody does any more."""
+
+    def __init__(self, subject: str, on_idle: Callable[[_Source], None]) -> None:
+        self.subject = subject
+        self.subscriptions: list[_Subscription] = []
         self.interest: Interest | None = None
-        self._plane = plane
-        self._topic = topic
-        self._callback = callback
-        self._on_lost = on_lost
+        self._on_idle = on_idle
         self._expected: int | None = 0
         """``None``: whatever comes, because its loss has been told."""
 
     def receive(self, message: Msg) -> None:
-        if self.closed:
-            return
         if len(message.data) < _COUNT.size:
-            _log.warning("an event that is no event was ignored on %s", message.subject)
+            _log.warning("an event that is no event was ignored on %s", self.subject)
             return
         (count,) = _COUNT.unpack_from(message.data)
         if self._expected is not None and count != self._expected:
             self.lost()
         self._expected = count + 1
-        try:
-            self._callback(message.data[_COUNT.size :])
-        except Exception:  # noqa: BLE001  # one subscriber's bug must not reach the others
-            _log.exception("a subscriber of topic %s failed", self._topic)
+        payload = message.data[_COUNT.size :]
+        for subscription in tuple(self.subscriptions):
+            self._tell(subscription.callback, payload)
 
     def lost(self) -> None:
         self._expected = None
-        if self._on_lost is not None:
-            try:
-                self._on_lost()
-            except Exception:  # noqa: BLE001  # as above
-                _log.exception("a subscriber of topic %s failed", self._topic)
+        for subscription in tuple(self.subscriptions):
+            if subscription.on_lost is not None:
+                self._tell(subscription.on_lost)
 
-    def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            self._plane.release(self)
+    def release(self, subscription: _Subscription) -> None:
+        if subscription in self.subscriptions:
+            self.subscriptions.remove(subscription)
+            if not self.subscriptions:
+                self._on_idle(self)
+
+    def _tell(self, callback: Callable[..., None], *payload: bytes) -> None:
+        try:
+            callback(*payload)
+        except Exception:  # noqa: BLE001  # one subscriber's bug must not reach the others
+            _log.exception("a subscriber of %s failed", self.subject)
 
 
 def _token(topic: str) -> str:
