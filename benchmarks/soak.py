@@ -120,9 +120,8 @@ def main() -> int:
             tenth = max(1, len(taken) // 10)
             first, last = (statistics.median(s.resident for s in part) for part in (taken[:tenth], taken[-tenth:]))
             growth = (last / first - 1) * 100
-            print(
-                f"{role} {pid}: resident {first / 1024:.1f} → {last / 1024:.1f} MiB ({growth:+.1f} %), files {idle[pid]} → {files[pid]}"
-            )
+            memory = f"resident {first / 1024:.1f} → {last / 1024:.1f} MiB ({growth:+.1f} %)"
+            print(f"{role} {pid}: {memory}, files {idle[pid]} → {files[pid]}")
             if growth > options.tolerance:
                 wrong.append(f"{role} grew by {growth:.1f} %")
             if files[pid] > idle[pid] + 4:  # connections between processes are made on first use
