@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 __all__ = ["EtcdServer", "NatsServer", "ServerProcess", "etcd_cluster", "free_port"]
 
@@ -67,6 +68,13 @@ class ServerProcess:
             process.wait()
 
     stop = kill
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def _serves(self) -> bool:
         try:

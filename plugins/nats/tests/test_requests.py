@@ -208,14 +208,13 @@ async def test_garbage_ends_at_most_one_pipe_with_one_log_line(nats: NatsServer,
 async def test_large_items_pass_a_server_that_takes_small_messages_only(nats_program: str, tmp_path: Path) -> None:
     (tmp_path / "conf").write_text("max_payload: 1024\n")
     small = NatsServer(nats_program, tmp_path / "small", options=["--config", str(tmp_path / "conf")])
-    small.start()
-    context = PlaneContext(namespace="n", run_dir="/", instance_id=7)
-    server, client = (NatsRequests(NatsConfig(servers=(small.url,)), context) for _ in range(2))
-    large = "x" * 300_000
-    await request(client, await server.serve("n.c.e", hold), large).have([large])
-    await client.close()
-    await server.close()
-    small.stop()
+    with small:
+        context = PlaneContext(namespace="n", run_dir="/", instance_id=7)
+        server, client = (NatsRequests(NatsConfig(servers=(small.url,)), context) for _ in range(2))
+        large = "x" * 300_000
+        await request(client, await server.serve("n.c.e", hold), large).have([large])
+        await client.close()
+        await server.close()
 
 
 async def test_a_connection_that_the_server_ends_with_an_error_is_made_again(plane: Any) -> None:

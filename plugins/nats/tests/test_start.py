@@ -89,11 +89,10 @@ async def test_a_dead_address_beside_a_living_one_is_passed_over(nats: NatsServe
 
 async def test_a_user_who_may_not_is_told_so_at_once(nats_program: str, tmp_path: Path) -> None:
     server = NatsServer(nats_program, tmp_path / "users", options=["--user", "u", "--pass", "p"])
-    server.start()
-    await start(server.url, username="u", password="p")
-    with pytest.raises(StartupError, match=f"NATS at {server.url} refuses.*NATS_AUTH_USERNAME"):
-        await asyncio.wait_for(start(server.url, username="u", password="wrong", connect_timeout_secs=30), 10)
-    server.stop()
+    with server:
+        await start(server.url, username="u", password="p")
+        with pytest.raises(StartupError, match=f"NATS at {server.url} refuses.*NATS_AUTH_USERNAME"):
+            await asyncio.wait_for(start(server.url, username="u", password="wrong", connect_timeout_secs=30), 10)
 
 
 async def test_both_sides_show_certificates(nats_program: str, tmp_path: Path) -> None:
@@ -105,12 +104,11 @@ async def test_both_sides_show_certificates(nats_program: str, tmp_path: Path) -
     )  # fmt: skip
     options = ["--tls", "--tlscert", cert, "--tlskey", key, "--tlsverify", "--tlscacert", cert]
     server = NatsServer(nats_program, tmp_path / "tls", options=options)
-    server.start()
-    url = server.url.replace("nats:", "tls:")
-    await start(url, tls_ca=cert, tls_cert=cert, tls_key=key)
-    for wrong in ({}, {"tls_ca": cert}):
-        with pytest.raises(StartupError, match=f"at {url}"):
-            await start(url, connect_timeout_secs=0.5, **wrong)
-    with pytest.raises(StartupError, match="tls_ca"):
-        await start(url, tls_ca="/missing.pem")
-    server.stop()
+    with server:
+        url = server.url.replace("nats:", "tls:")
+        await start(url, tls_ca=cert, tls_cert=cert, tls_key=key)
+        for wrong in ({}, {"tls_ca": cert}):
+            with pytest.raises(StartupError, match=f"at {url}"):
+                await start(url, connect_timeout_secs=0.5, **wrong)
+        with pytest.raises(StartupError, match="tls_ca"):
+            await start(url, tls_ca="/missing.pem")
