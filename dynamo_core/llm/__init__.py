@@ -1,0 +1,33 @@
+"""What a backend tells about its model, in Dynamo's words: its card, its KV events, its load, and a router of its own.
+
+A backend of one file needs this package and :mod:`dynamo_core.runtime`; see ``examples/custom_backend/one_file_backend.py``.
+"""
+
+from dynamo_core.errors import HttpError
+from dynamo_core.llm.kv_router import KvRouter, KvRouterConfig
+from dynamo_core.llm.model import ModelInput, ModelRuntimeConfig, ModelType, RouterMode, WorkerType
+from dynamo_core.llm.publishers import KvEventPublisher, WorkerMetricsPublisher
+from dynamo_core.llm.registration import fetch_model, register_model, unregister_model
+
+__all__ = [
+    "HttpError",
+    "KvEventPublisher",
+    "KvRouter",
+    "KvRouterConfig",
+    "ModelInput",
+    "ModelRuntimeConfig",
+    "ModelType",
+    "RouterMode",
+    "WorkerMetricsPublisher",
+    "WorkerType",
+    "fetch_llm",
+    "fetch_model",
+    "register_llm",
+    "register_model",
+    "unregister_llm",
+    "unregister_model",
+]
+
+register_llm = register_model
+unregister_llm = unregister_model
+fetch_llm = fetch_model

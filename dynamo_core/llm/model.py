@@ -1,0 +1,108 @@
+"""The words in which a backend describes its model."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from dynamo_core import contracts
+from dynamo_core.errors import ConfigError
+
+__all__ = ["ModelInput", "ModelRuntimeConfig", "ModelType", "RouterMode", "WorkerType", "card_types"]
+
+
+class ModelInput(enum.Enum):
+    """What the backend wants to see of a request."""
+
+    Tokens = "tokens"
+    """Token ids: the frontend renders, tokenizes and detokenizes."""
+    Text = "text"
+    """The client's JSON."""
+    Tensor = "tensor"
+
+
+class ModelType(enum.Flag):
+    """What clients may ask of the model; combine with ``|``."""
+
+    Chat = enum.auto()
+    Completions = enum.auto()
+    Embedding = enum.auto()
+    TensorBased = enum.auto()
+    Prefill = enum.auto()
+    Images = enum.auto()
+    Audios = enum.auto()
+    Videos = enum.auto()
+    Realtime = enum.auto()
+    Classify = enum.auto()
+    Pooling = enum.auto()
+    Rerank = enum.auto()
+
+
+class WorkerType(enum.Enum):
+    Aggregated = contracts.Role.AGGREGATED
+    Prefill = contracts.Role.PREFILL
+    Decode = contracts.Role.DECODE
+    Encode = contracts.Role.ENCODE
+
+
+class RouterMode(enum.Enum):
+    """For ``Endpoint.client(router_mode)``, which knows the first two; KV routing is :class:`~dynamo_core.llm.KvRouter`'s."""
+
+    RoundRobin = "round-robin"
+    Random = "random"
+    PowerOfTwoChoices = "power-of-two"
+    KV = "kv-router"
+    Direct = "direct"
+    LeastLoaded = "least-loaded"
+    DeviceAwareWeighted = "device-aware-weighted"
+
+
+class ModelRuntimeConfig:
+    """What the engine knows about itself; set what applies. Attributes that are unknown here are refused."""
+
+    __slots__ = (
+        "bootstrap_host", "bootstrap_port", "context_length", "data_parallel_size", "data_parallel_start_rank",
+        "enable_local_indexer", "engine_specific", "max_num_batched_tokens", "max_num_seqs", "reasoning_parser", "runtime_data",
+        "stable_routing_id", "taints", "tensor_model_config", "tool_call_parser", "topology_domains", "total_kv_blocks",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.context_length: int | None = None
+        self.total_kv_blocks: int | None = None
+        self.max_num_seqs: int | None = None
+        self.max_num_batched_tokens: int | None = None
+        self.tool_call_parser: str | None = None
+        self.reasoning_parser: str | None = None
+        self.data_parallel_size = 1
+        self.data_parallel_start_rank = 0
+        self.enable_local_indexer = True
+        self.taints: list[str] = []
+        self.stable_routing_id: str | None = None
+        self.topology_domains: dict[str, str] = {}
+        self.bootstrap_host: str | None = None
+        self.bootstrap_port: int | None = None
+        self.tensor_model_config: Any = None
+        self.runtime_data: dict[str, Any] = {}
+        self.engine_specific: dict[str, Any] = {}
+
+    def set_engine_specific(self, key: str, value: Any) -> None:
+        self.engine_specific[key] = value
+
+    def get_engine_specific(self, key: str) -> Any:
+        """``None`` when it was not set."""
+        return self.engine_specific.get(key)
+
+
+_SERVED = {
+    ModelType.Chat: contracts.ModelType.CHAT,
+    ModelType.Completions: contracts.ModelType.COMPLETIONS,
+    ModelType.Embedding: contracts.ModelType.EMBEDDING,
+}
+
+
+def card_types(kind: ModelType) -> tuple[contracts.ModelType, ...]:
+    """As a model card says it. Raises ConfigError for what no frontend serves."""
+    unknown = [one.name or "" for one in kind if one not in _SERVED]
+    if unknown or not kind:
+        raise ConfigError(f"ModelType {' | '.join(unknown) or kind!r} is not served: register Chat, Completions or Embedding")
+    return tuple(served for one, served in _SERVED.items() if one in kind)

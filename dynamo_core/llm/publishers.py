@@ -1,0 +1,194 @@
+"""What a backend tells routers while it runs: what its prefix cache holds, and how loaded it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from dynamo_core.contracts import EngineLoad, KvBatch, KvEvent
+from dynamo_core.errors import ConfigError
+from dynamo_core.kv import VllmEventTranslator
+from dynamo_core.llm.registration import registrations
+from dynamo_core.runtime.component import Endpoint
+from dynamo_core.serving.wire import KV_TOPIC, LOAD_TOPIC, LoadReading, encode_event
+
+__all__ = ["KvEventPublisher", "WorkerMetricsPublisher"]
+
+_log = logging.getLogger(__name__)
+
+_LOAD_SECONDS = 0.5
+"""Readings are repeated, since the event plane has no memory for frontends that come later."""
+
+
+class KvEventPublisher:
+    """Names blocks by the engine's own hashes and translates them, so that any engine's will do.
+
+    Make it in the process that serves ``endpoint``, on its event loop, after the runtime has started (``register_model`` starts
+    it). With ``zmq_endpoint`` it relays what a vLLM publishes there, and ``publish_*`` are not needed. ``worker_id`` is
+    accepted and means nothing: it is the runtime's.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        worker_id: int = 0,
+        kv_block_size: int = 0,
+        dp_rank: int = 0,
+        enable_local_indexer: bool = False,
+        zmq_endpoint: str | None = None,
+        zmq_topic: str | None = None,
+        batching_timeout_ms: int | None = None,
+    ) -> None:
+        del worker_id, enable_local_indexer, batching_timeout_ms
+        if kv_block_size < 1:
+            raise ConfigError("KvEventPublisher needs kv_block_size, the tokens a block of the engine's cache")
+        self._runtime = endpoint.runtime
+        self._block_size = kv_block_size
+        self._dp_rank = dp_rank
+        self._translator = VllmEventTranslator(kv_block_size)
+        self._sequence = 0
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._tasks = [asyncio.create_task(registrations(self._runtime).publishes_kv_events(endpoint))]
+        if zmq_endpoint is not None:
+            self._tasks.append(asyncio.create_task(self._relay(zmq_endpoint, zmq_topic or "")))
+        self._runtime.on_shutdown(self._ended)
+
+    def publish_stored(
+        self,
+        token_ids: Sequence[int],
+        num_block_tokens: Sequence[int],
+        block_hashes: Sequence[int],
+        lora_id: int = 0,
+        parent_hash: int | None = None,
+        block_mm_infos: Sequence[Any] | None = None,
+        *,
+        lora_name: str | None = None,
+    ) -> None:
+        """Blocks that can be reused, in the order of their chain; the first one's predecessor is ``parent_hash``. Never blocks.
+
+        Incomplete blocks and what follows them are left out. ``lora_id`` is accepted for Dynamo's sake; routers know adapters by
+        name.
+        """
+        del lora_id
+        size, count = self._block_size, len(block_hashes)
+        complete = next((place for place, tokens in enumerate(num_block_tokens) if tokens != size), count)
+        if not complete:
+            return
+        self._tell(
+            {
+                "type": "BlockStored",
+                "block_hashes": list(block_hashes[:complete]),
+                "parent_block_hash": parent_hash,
+                "token_ids": list(token_ids[: complete * size]),
+                "block_size": size,
+                "lora_name": lora_name,
+                # Blocks with images get names that no prompt of text has.
+                "extra_keys": None
+                if block_mm_infos is None
+                else [None if x is None else [str(x)] for x in block_mm_infos[:complete]],
+            }
+        )
+
+    def publish_removed(self, block_hashes: Sequence[int]) -> None:
+        """Blocks that cannot be reused any longer. Never blocks."""
+        self._tell({"type": "BlockRemoved", "block_hashes": list(block_hashes)})
+
+    def publish_cleared(self) -> None:
+        """The whole cache was dropped."""
+        self._tell({"type": "AllBlocksCleared"})
+
+    def shutdown(self) -> None:
+        """Stop what runs in the background. The runtime's own shutdown does it, too."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _ended(self) -> None:
+        self.shutdown()
+        for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                _log.error("a publisher of KV events failed", exc_info=outcome)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        self._publish(self._translator.translate(self._encode([0.0, [event]])))
+
+    def _publish(self, events: Sequence[KvEvent]) -> None:
+        if events:
+            batch = KvBatch(self._runtime.instance_id, self._sequence, tuple(events), self._dp_rank)
+            self._sequence += 1
+            self._runtime.event_plane.publish(KV_TOPIC, encode_event(batch))
+
+    async def _relay(self, address: str, topic: str) -> None:
+        with zmq.asyncio.Context() as context, context.socket(zmq.SUB) as socket:
+            socket.linger = 0
+            socket.connect(address)
+            socket.subscribe(topic)
+            expected: int | None = None
+            while True:
+                frames = await socket.recv_multipart()
+                number = int.from_bytes(frames[1], "big") if len(frames) == 3 else None
+                if expected is not None and number is not None and number != expected:
+                    _log.warning("KV events of %s were lost; what routers know of this cache is void", address)
+                    self._publish(self._translator.reset())
+                expected = None if number is None else number + 1
+                self._publish(self._translator.translate(frames[-1]))
+
+
+class WorkerMetricsPublisher:
+    """The backend's load, as routers weigh it. ``create_endpoint`` first; ``publish`` then never blocks."""
+
+    def __init__(self) -> None:
+        self._endpoint: Endpoint | None = None
+        self._load = EngineLoad()
+        self._task: asyncio.Task[None] | None = None
+
+    async def create_endpoint(self, endpoint: Endpoint, metrics_labels: Any = None) -> None:
+        """Begin to publish, for the process that serves ``endpoint``."""
+        del metrics_labels
+        await endpoint.runtime.start()
+        self._endpoint = endpoint
+        self._task = asyncio.create_task(self._repeat(), name=f"load of {endpoint.path}")
+        endpoint.runtime.on_shutdown(self._ended)
+
+    def publish(
+        self,
+        dp_rank: int | None = None,
+        active_decode_blocks: int = 0,
+        kv_used_blocks: int | None = None,
+        *,
+        running: int = 0,
+        waiting: int = 0,
+        prefill_tokens: int = 0,
+        kv_total_blocks: int = 0,
+    ) -> None:
+        """``active_decode_blocks`` is what runs holds of the cache, ``kv_used_blocks`` (the same unless given) what is taken."""
+        del dp_rank
+        self._load = EngineLoad(
+            running=running,
+            waiting=waiting,
+            prefill_tokens=prefill_tokens,
+            kv_used_blocks=active_decode_blocks if kv_used_blocks is None else kv_used_blocks,
+            kv_total_blocks=kv_total_blocks,
+        )
+        self._send()
+
+    def _send(self) -> None:
+        if self._endpoint is None:
+            raise ConfigError("WorkerMetricsPublisher: await create_endpoint(endpoint) before the first publish")
+        runtime = self._endpoint.runtime
+        runtime.event_plane.publish(LOAD_TOPIC, encode_event(LoadReading(runtime.instance_id, self._load)))
+
+    async def _repeat(self) -> None:
+        while True:
+            await asyncio.sleep(_LOAD_SECONDS)
+            self._send()
+
+    async def _ended(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
