@@ -19,6 +19,8 @@ __all__ = ["GeneratorHandler", "PayloadAdapter"]
 
 _log = logging.getLogger(__name__)
 
+_KILL_GRACE_SECONDS = 0.5
+
 
 class PayloadAdapter(Protocol):
     """Stands between an endpoint's wire form and its handler."""
@@ -32,8 +34,9 @@ class GeneratorHandler:
     """A request handler that runs ``function(request[, context])`` in one task a request and owns those tasks.
 
     ``function`` is an async generator function, a coroutine function (its result is the only item) or a plain function or
-    generator function, which may block: it runs in ``threads()``. A killed request's task is cancelled, one whose deadline
-    passes is ended with ``DeadlineExceeded``; a stopped one ends when the function looks at its context.
+    generator function, which may block: it runs in ``threads()``. A killed request's task is cancelled, half a second later if
+    the function takes the context and so can end by itself; one whose deadline passes is ended with ``DeadlineExceeded``; a
+    stopped one ends when the function looks at its context.
     """
 
     def __init__(
@@ -61,8 +64,11 @@ class GeneratorHandler:
         task.add_done_callback(self._tasks.discard)
 
         def cancelled(killed: bool) -> None:
-            if killed:
+            if killed and self._context_as is None:
                 task.cancel()
+            elif killed:  # it may want to say goodbye in its own way
+                timer = asyncio.get_running_loop().call_later(_KILL_GRACE_SECONDS, task.cancel)
+                task.add_done_callback(lambda _: timer.cancel())
 
         context.on_cancel(cancelled)
 
