@@ -50,3 +50,26 @@ async def test_a_shutdown_that_raises_keeps_no_other_from_it(install, log: list[
     assert log[-1] == "-one"
     assert compiled.faults.counts == {("two", "dynamo_shutdown"): 1}
     assert "plugin 'two' raised in dynamo_shutdown" in caplog.text
+
+
+async def test_a_successor_starts_what_is_added_and_leaves_what_is_removed_to_the_one_before(install, log: list[str]) -> None:
+    for name in ("one", "two", "three"):
+        install(name, LOG.format(mark="", name=name))
+    earlier, later = activate(["one", "two"]), activate(["two", "three"])
+    await earlier.startup("frontend")
+    await later.lifecycle.succeed(earlier.lifecycle, "frontend")
+    await earlier.shutdown("frontend")
+    await later.shutdown("frontend")
+    assert log == ["+one frontend", "+two frontend", "+three frontend", "-one", "-three", "-two"]
+
+
+async def test_a_successor_that_cannot_start_leaves_everything_as_it_was(install, log: list[str]) -> None:
+    for name in ("one", "two"):
+        install(name, LOG.format(mark="", name=name))
+    install("three", "@hookimpl\nasync def dynamo_startup(): raise OSError('no database')")
+    earlier, later = activate(["one"]), activate(["one", "two", "three"])
+    await earlier.startup("frontend")
+    with pytest.raises(PluginError, match="fails in dynamo_startup: OSError: no database"):
+        await later.lifecycle.succeed(earlier.lifecycle, "frontend")
+    await earlier.shutdown("frontend")
+    assert log == ["+one frontend", "+two frontend", "-two", "-one"]
