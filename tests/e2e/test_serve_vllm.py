@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def server(serve: Any, tiny_model: Path, needs_vllm: None) -> Any:
+def server(serve: Any, tiny_model: Path) -> Any:
     return serve(
         "--plugin", "kv-router", "--engine", "vllm", "--model", str(tiny_model), "--model-name", "tiny", "--workers", "2",
         "--engine-arg", "max_model_len=2048",

@@ -1,4 +1,4 @@
-"""What several rooms' tests share."""
+"""What the tests of all packages share."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def needs_vllm() -> None:
-    """Skip where vLLM is not installed; under CI that is a failure."""
-    if importlib.util.find_spec("vllm") is None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `vllm` are skipped where it is not installed; under CI that is a failure."""
+    if item.get_closest_marker("vllm") is not None and importlib.util.find_spec("vllm") is None:
         if os.environ.get("CI"):
             pytest.fail("vLLM is not installed: the tests against a real engine cannot run")
         pytest.skip("vLLM is not installed")
