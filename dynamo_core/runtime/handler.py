@@ -83,9 +83,9 @@ class GeneratorHandler:
     async def _run(self, request: Any, context: Context, sink: ResponseSink) -> None:
         began = self._metrics.began()
         error: DynamoError | None = None
-        left = None if context.deadline is None else max(0.0, context.deadline - time.time())
+        limit = asyncio.timeout(None if context.deadline is None else max(0.0, context.deadline - time.time()))
         try:
-            async with asyncio.timeout(left) as limit:
+            async with limit:
                 error = await self._outcome(request, context, sink)
         except TimeoutError:
             error = DeadlineExceeded(f"the handler of {self._endpoint} did not finish before the request's deadline")

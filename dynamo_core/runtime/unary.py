@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dynamo_core.contracts.context import Context
 from dynamo_core.errors import EngineError
 from dynamo_core.runtime.client import Client
+from dynamo_core.runtime.response import ResponseStream
 
 if TYPE_CHECKING:
     from dynamo_core.runtime.component import Endpoint
@@ -50,7 +51,7 @@ async def serve_unary_endpoint(
     await endpoint.serve_unary_endpoint(handler, graceful_shutdown, metrics_labels, health_check_payload)
 
 
-async def _first(stream: Any, count: int) -> Any:
+async def _first(stream: ResponseStream, count: int) -> AsyncIterator[Any]:
     async for item in stream:
         yield item
         count -= 1
