@@ -154,7 +154,10 @@ class ServedModel:
         for index, choice in enumerate(generation.choices):
             prompt = request.prompts[index // request.n]
             choice.sequence = self._dispatcher.submit(
-                self._route(request, prompt), self._engine_request(request, prompt, index % request.n), context, choice
+                self._route(request, prompt),
+                self._engine_request(request, prompt, index % request.n),
+                context,
+                choice,  # pyright: ignore[reportArgumentType]  # which takes the attribute on_items for a method
             )
         generation.begin()
         return generation
