@@ -7,7 +7,7 @@ import pytest
 from dynamo_core.contracts import ModelCard, WorkerView
 from dynamo_kv_router.cost import YOUTH_RATES, YOUTH_SHARES, Clock, Weights, costs
 from dynamo_kv_router.load import WorkerLoad
-from dynamo_kv_router.speed import PrefillSpeed
+from dynamo_kv_router.speed import MeanStay, PrefillSpeed
 
 WEIGHTS = Weights()
 CARD = ModelCard(name="m", path="", block_size=16, total_kv_blocks=1000)
@@ -28,14 +28,13 @@ def test_the_cost_is_the_formula() -> None:
     clock.tick(50.0)
     load.first_token(3000, 80.0, 0.0, clock)
     clock.tick(270.0)
-    row, tokens, new, w = load.row(WEIGHTS, 1.0), 1000, 360, WEIGHTS
+    row, tokens, new, w = load.row(WEIGHTS, 1.0, 500.0), 1000, 360, WEIGHTS
     own = new * speed.token_ms
     (cost,) = costs([row], [own], tokens, clock, speed, w.affinity)
     wait = 270 - 90  # its last prompt should have been done at 50 + 40
     age = clock.youth(50.0)
     young = 1 + sum(a * f for a, f in zip(age, clock.fading, strict=True))
-    p, p0 = 6000 / 16000, 1000 / 16000
-    decode = speed.token_ms * 16000 * (p - w.shape * (p * p - p0 * p0))
+    decode = speed.token_ms * 5000
     assert cost == pytest.approx(wait + own * (w.affinity + w.crowd * 2 + w.youth * young) + w.decode * decode)
 
 
@@ -67,19 +66,45 @@ def test_an_overdue_worker_gets_dearer() -> None:
     prices = []
     for now in (10.0, 50.0, 5000.0):
         clock.tick(now)
-        prices += costs([load.row(WEIGHTS, 1.0)], [1.0], 100, clock, speed, WEIGHTS.affinity)
+        prices += costs([load.row(WEIGHTS, 1.0, 500.0)], [1.0], 100, clock, speed, WEIGHTS.affinity)
     assert prices[1] < prices[0] < prices[2]
 
 
-def test_more_than_fits_is_never_cheaper_than_a_full_cache() -> None:
-    loads = []
-    for tokens in range(0, 40_000, 1000):
+def test_a_prompt_that_does_not_fit_waits_until_enough_of_the_others_is_gone() -> None:
+    clock, speed = Clock(WEIGHTS, 0.0), PrefillSpeed()
+
+    def price(held: int, tokens: int, stay_ms: float) -> float:
         load = WorkerLoad(WorkerView(1, CARD))
-        load.begin(tokens, 1.0, 0.0)
-        row = load.row(WEIGHTS, 1.0)
-        loads.append(row.load)
-        assert row.slope > 0
-    assert loads == sorted(loads)
+        if held:
+            load.begin(held, 1.0, 0.0)
+            load.first_token(held, 1.0, 0.0, clock)
+        return costs([load.row(WEIGHTS, 1.0, stay_ms)], [1.0], tokens, clock, speed, WEIGHTS.affinity)[0]
+
+    fits = int(16_000 * (1 - WEIGHTS.spare))
+    for held, tokens, wait in (
+        (10_000, fits - 10_000, 0),
+        (10_000, fits - 9_000, 50),
+        (10_000, fits + 99_000, 500),
+        (0, 99_000, 0),
+    ):
+        assert price(held, tokens, 500.0) - price(held, tokens, 0.0) == pytest.approx(wait)
+
+
+def test_a_cache_of_unknown_size_always_has_room() -> None:
+    load = WorkerLoad(WorkerView(1, ModelCard(name="m", path="")))
+    load.begin(10**9, 1.0, 0.0)
+    assert load.row(WEIGHTS, 1.0, 500.0).room == float("inf")
+
+
+def test_the_mean_stay_follows_what_is_seen() -> None:
+    stay = MeanStay()
+    assert stay.ms == 0
+    for ms in (100.0, 300.0):
+        stay.observe(ms)
+    assert stay.ms == pytest.approx(200, rel=0.02)
+    for _ in range(300):
+        stay.observe(1000.0)
+    assert stay.ms == pytest.approx(1000, rel=0.01)
 
 
 def test_first_tokens_of_one_step_are_one_observation() -> None:

@@ -90,6 +90,24 @@ def test_one_request_after_another_uses_every_worker(fleet: Fleet) -> None:
     assert used == {1: 3, 2: 3, 3: 3, 4: 3}
 
 
+def test_idle_workers_with_the_same_prefix_take_turns(fleet: Fleet) -> None:
+    for worker in fleet.workers:
+        fleet.tell(worker, KvStored(HASHES[:4]))
+    used = Counter(fleet.serve([*PROMPT[:64], *range(1000 * i, 1000 * i + 600)]).worker_id for i in range(1, 13))
+    assert used == {1: 3, 2: 3, 3: 3, 4: 3}
+
+
+def test_a_full_cache_is_avoided_even_if_it_has_the_prefix(fleet: Fleet) -> None:
+    fleet.serve(range(5000, 5100))  # from here on the router knows how long requests stay
+    fleet.tell(1, KvStored(HASHES))
+    request = fleet.request(range(20_000, 20_000 + 15_900), pinned=1)
+    fleet.router.select([request], fleet.workers)
+    fleet.now += 0.4
+    fleet.router.first_token(request, 1)
+    fleet.now += 60  # long past its youth
+    assert fleet.serve(PROMPT).worker_id != 1
+
+
 def test_load_outweighs_a_small_overlap(fleet: Fleet) -> None:
     fleet.tell(1, KvStored(HASHES[:2]))
     for i in range(8):

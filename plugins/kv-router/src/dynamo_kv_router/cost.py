@@ -7,13 +7,16 @@ For a prompt of L tokens of which k blocks are cached on the worker::
             that hangs gets dearer, not cheaper. Once their first tokens came, the overhead_ms of a step of one's own
     own   = token_ms × new
     young = requests without first token + Σ over streams of tau ÷ (tau + age since first token)
-    load  = token_ms × capacity × (p − shape p²),  p = (prompt tokens running there + L) ÷ capacity
+    load  = token_ms × prompt tokens running there
+    room  = until the cache has room for the prompt: 0 if it has, else stay_ms × (tokens too many ÷ prompt tokens running there),
+            stay_ms at most, because what runs there gives back its tokens evenly while it stays
 
-    cost  = wait + weight × own × (affinity + crowd × requests + youth × young) + decode × load
+    cost  = wait + weight × own × (affinity + crowd × requests + youth × young) + decode × load + room
 
-``token_ms`` and ``overhead_ms`` are learned (:mod:`dynamo_kv_router.speed`); ``weight`` is ``overlap_score_weight``. A stream
-slows others down while it is young because it comes with a prompt; the sum over streams is kept in three exponentials, whose
-sum is within 0.025 of 1 ÷ (1 + x) everywhere, so that it costs the same for one stream and a thousand.
+``token_ms`` and ``overhead_ms`` are learned (:mod:`dynamo_kv_router.speed`), and so is ``stay_ms``, the mean time that requests
+spend on a worker; ``weight`` is ``overlap_score_weight``. A stream slows others down while it is young because it comes with a
+prompt; the sum over streams is kept in three exponentials, whose sum is within 0.025 of 1 ÷ (1 + x) everywhere, so that it costs
+the same for one stream and a thousand.
 """
 
 from __future__ import annotations
@@ -36,14 +39,14 @@ YOUTH_SHARES = (0.0516, 0.3192, 0.6292)
 class Weights(msgspec.Struct, frozen=True, kw_only=True):
     """Chosen in simulation on an hour of real conversations; good from a lightly used to an overloaded set of workers."""
 
-    affinity: float = 4.8
+    affinity: float = 4.5
     crowd: float = 0.015
     youth: float = 0.09
     tau_ms: float = 220.0
-    decode: float = 0.06
+    decode: float = 0.12
     """What a running token costs, as a share of computing one."""
-    shape: float = 0.4766
-    """How much flatter the cost of decoding gets as the cache fills."""
+    spare: float = 0.1
+    """Share of a cache that is kept for what streams generate."""
 
 
 class LoadRow(NamedTuple):
@@ -57,8 +60,12 @@ class LoadRow(NamedTuple):
     """``crowd × requests + youth × requests without first token``."""
     load: float
     """Decode cost of what runs, in prompt tokens."""
-    slope: float
-    """More of it for each token of the prompt."""
+    room: float
+    """Tokens that the cache can take at once."""
+    drain: float
+    """Milliseconds until it can take one more."""
+    stay: float
+    """Milliseconds until it can take anything."""
     youth: tuple[float, float, float]
     """``youth`` × the three exponentials, at the clock's reference time."""
 
@@ -107,12 +114,14 @@ def costs(
     f1, f2, f3 = clock.fading
     result: list[float] = []
     add = result.append
-    for place, busy_until, crowd, load, slope, (y1, y2, y3) in rows:
+    for place, busy_until, crowd, load, room, drain, stay, (y1, y2, y3) in rows:
         if not busy_until:
             wait = overhead_ms
         elif busy_until > now:
             wait = busy_until - now
         else:
             wait = now - busy_until
-        add(wait + own[place] * (affinity + crowd + y1 * f1 + y2 * f2 + y3 * f3) + token_ms * (load + slope * tokens))
+        if tokens > room:
+            wait += min((tokens - room) * drain, stay)
+        add(wait + own[place] * (affinity + crowd + y1 * f1 + y2 * f2 + y3 * f3) + token_ms * load)
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 from dynamo_core.contracts import WorkerView
@@ -35,7 +36,7 @@ class WorkerLoad:
         self.slots: dict[int, int] = {}
         """In the prefix index, by data-parallel rank."""
         self.given = 0
-        """When it last got a request of which it had nothing: a running number."""
+        """When it last got a request: a running number."""
         self.requests = 0
         self.tokens = 0
         """Prompt tokens of these."""
@@ -47,18 +48,16 @@ class WorkerLoad:
         self._measured = 0
         self._measured_from = self._measured_at = 0.0
 
-    def row(self, weights: Weights, weight: float) -> LoadRow:
+    def row(self, weights: Weights, weight: float, stay_ms: float) -> LoadRow:
         """For :func:`~dynamo_kv_router.cost.costs`; made anew whenever something of the load changed."""
         crowd = weight * (weights.crowd * self.requests + weights.youth * self.prefilling)
-        p = self.tokens / self.capacity if self.capacity else 0.0
-        if p < 1:  # the square of the prompt's own length is left out: it is the same for all
-            load, slope = weights.decode * self.tokens * (1 - weights.shape * p), weights.decode * (1 - 2 * weights.shape * p)
-        else:  # more than fits, so requests wait: never cheaper than a full cache
-            slope = weights.decode * (1 - weights.shape)
-            load = slope * self.tokens
+        tokens = self.tokens
+        room = self.capacity * (1 - weights.spare) - tokens if self.capacity else inf
+        drain, stay = (stay_ms / tokens, stay_ms) if tokens else (0.0, 0.0)
         y1, y2, y3 = self.youth
         scale = weight * weights.youth
-        return LoadRow(self.place, self.busy_until, crowd, load, slope, (y1 * scale, y2 * scale, y3 * scale))
+        youth = (y1 * scale, y2 * scale, y3 * scale)
+        return LoadRow(self.place, self.busy_until, crowd, weights.decode * tokens, room, drain, stay, youth)
 
     def begin(self, tokens: int, own_ms: float, now: float) -> None:
         """A request was sent there."""

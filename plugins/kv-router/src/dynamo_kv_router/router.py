@@ -26,7 +26,7 @@ from dynamo_kv_router.cost import Clock, LoadRow, Weights, costs
 from dynamo_kv_router.index import PrefixIndex, slots_of
 from dynamo_kv_router.load import Observation, WorkerLoad
 from dynamo_kv_router.pending import PendingPrompts
-from dynamo_kv_router.speed import PrefillSpeed
+from dynamo_kv_router.speed import MeanStay, PrefillSpeed
 
 __all__ = ["KvRouter"]
 
@@ -80,6 +80,7 @@ class KvRouter:
         """Workers without KV events and the slot that says what they should have."""
         self._expire_at = 0.0
         self._given = 0
+        self._stay = MeanStay()
 
     # --- the choice ----------------------------------------------------------------------------------------------------------
 
@@ -151,7 +152,7 @@ class KvRouter:
             return self._draw(price, least)
         if price.count(least) == 1:
             return price.index(least)
-        # Those to which a request without anything cached was sent longest ago come first: idle workers take turns.
+        # Those to which a request was sent longest ago come first: idle workers take turns.
         return min((i for i, cost in enumerate(price) if cost == least), key=lambda i: (candidates[i].given, candidates[i].id))
 
     def _draw(self, price: list[float], least: float) -> int:
@@ -172,9 +173,8 @@ class KvRouter:
             own_ms += self._speed.overhead_ms
         self._sent[key] = _Sent(worker, tokens, max(1, tokens - blocks * self._block_size), own_ms, now, prompt)
         worker.begin(tokens, own_ms, now)
-        if not blocks:
-            self._given += 1
-            worker.given = self._given
+        self._given += 1
+        worker.given = self._given
         self._pending.add(key, worker.id, prompt)
         slot = self._assumed.get(worker.id)
         if slot is not None:
@@ -200,6 +200,8 @@ class KvRouter:
         self._tick()
         self._pending.discard((request, worker_id), sent.prompt)
         self._learn(sent.worker.measured(self._clock.now))
+        if sent.first_token is not None:
+            self._stay.observe(self._clock.now - sent.at)
         sent.worker.end(sent.tokens, sent.own_ms, sent.first_token, self._clock)
         self._changed(sent.worker)
 
@@ -212,11 +214,14 @@ class KvRouter:
         if factors is not None:
             for worker in self._workers:
                 worker.fade(factors)
-            self._rows = [worker.row(self.weights, self.config.overlap_score_weight) for worker in self._workers]
+            self._rows = [self._row(worker) for worker in self._workers]
 
     def _changed(self, worker: WorkerLoad) -> None:
         if self._known.get(worker.id) is worker:
-            self._rows[worker.place] = worker.row(self.weights, self.config.overlap_score_weight)
+            self._rows[worker.place] = self._row(worker)
+
+    def _row(self, worker: WorkerLoad) -> LoadRow:
+        return worker.row(self.weights, self.config.overlap_score_weight, self._stay.ms)
 
     # --- workers and their caches --------------------------------------------------------------------------------------------
 
@@ -245,7 +250,7 @@ class KvRouter:
         for place, worker in enumerate(self._workers):
             worker.place = place
         self._places = {slot: worker.place for worker in self._workers for slot in worker.slots.values()}
-        self._rows = [worker.row(self.weights, self.config.overlap_score_weight) for worker in self._workers]
+        self._rows = [self._row(worker) for worker in self._workers]
 
     def kv_events(self, batch: KvBatch) -> None:
         """Only blocks in the device's own memory are indexed; slower tiers are not counted as cached."""

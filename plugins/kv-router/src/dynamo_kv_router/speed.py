@@ -1,8 +1,8 @@
-"""How fast prompts are computed, learned from what is seen: when requests were sent and when their first tokens came."""
+"""How fast prompts are computed and how long requests stay, learned from when they were sent, answered first and finished."""
 
 from __future__ import annotations
 
-__all__ = ["PrefillSpeed"]
+__all__ = ["MeanStay", "PrefillSpeed"]
 
 _OVERHEAD_MS, _TOKEN_MS = 16.0, 0.02
 """Until something was seen: one large GPU with a model of some billions of parameters."""
@@ -60,3 +60,18 @@ class PrefillSpeed:
                 return
         scale = mean_m / (_OVERHEAD_MS + _TOKEN_MS * mean_n)
         self.token_ms, self.overhead_ms = _TOKEN_MS * scale, _OVERHEAD_MS * scale
+
+
+class MeanStay:
+    """Mean time that a request spends on its worker, with fading memory; 0 until something was seen."""
+
+    __slots__ = ("_seen", "ms")
+
+    def __init__(self) -> None:
+        self.ms = 0.0
+        self._seen = 0.0
+
+    def observe(self, ms: float) -> None:
+        """A request that had its first token is over, so long after it was sent."""
+        self._seen = self._seen * _MEMORY + 1
+        self.ms += (ms - self.ms) / self._seen
