@@ -83,6 +83,7 @@ class ModelSeries(NamedTuple):
     """The bound series of one model."""
 
     inflight: Any
+    started: Any
     output_tokens: Any
     duration: HistogramChild
     input_length: HistogramChild
@@ -134,6 +135,7 @@ class FrontendMetrics:
         if found is None:
             found = self._models[model] = ModelSeries(
                 self._inflight.labels(model),
+                self._started.labels(model),
                 self._output_tokens.labels(model),
                 *(
                     family.child(model)
@@ -165,8 +167,9 @@ class FrontendMetrics:
     def admitted(self, exchange: Exchange, model: str) -> None:
         """The request is for this model and runs from here on."""
         exchange.model = model
-        self._started.labels(model).inc()
-        self.series(model).inflight.inc()
+        series = self.series(model)
+        series.started.inc()
+        series.inflight.inc()
 
     def finished(self, observe: Observer | None, exchange: Exchange, summary: RequestSummary) -> None:
         """Account for one request. Called once a request, when its record closes."""

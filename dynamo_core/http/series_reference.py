@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +15,7 @@ from prometheus_client import Metric
 
 from dynamo_core.contracts import EngineLoad, ModelCard, WorkerView
 from dynamo_core.contracts.gate import RequestSummary
-from dynamo_core.http.model_series import ModelCollector
+from dynamo_core.http.model_series import ModelCollector, ObservedModel
 from dynamo_core.http.observe import FrontendMetrics
 from dynamo_core.plugins import Faults
 from dynamo_core.serving.dispatch import DispatchCounters
@@ -50,8 +49,9 @@ def _families() -> list[Metric]:
     metrics = FrontendMetrics()
     card = ModelCard(name="m", path="")
     worker = WorkerView(1, card, EngineLoad())
-    model = SimpleNamespace(
-        name="m", card=card, ready=True, waiting=0, counters=DispatchCounters(), workers=cast("Mapping[int, Any]", {1: worker})
+    model = cast(
+        "ObservedModel",
+        SimpleNamespace(name="m", card=card, ready=True, waiting=0, counters=DispatchCounters(), workers={1: worker}),
     )
     faults = cast("Faults", SimpleNamespace(counts={("plugin", "hook"): 1}))
     metrics.registry.register(ModelCollector(metrics.prefix, lambda: [model], [faults], 0))

@@ -39,8 +39,10 @@ class Responder(Protocol):
 
     def models(self) -> Sequence[str]:
         """Names that ``model`` may be set to."""
+        ...
 
     def ask(self, messages: Sequence[Message], options: Mapping[str, Any], on_text: OnText) -> Answer:
         """``options`` are fields of a chat completion request. Ctrl-C cancels the request and is raised."""
+        ...
 
     def close(self) -> None: ...

@@ -79,7 +79,7 @@ def _supervise(
     colour: bool,
     renew: Callable[[], None],
 ) -> int:
-    progress = make_progress(log, terminal=log.isatty())
+    progress = make_progress(log, terminal=log.isatty(), jsonl=settings.log_jsonl)
     stream = LogStream(progress.write, colour=colour, jsonl=settings.log_jsonl)
     state = RunState(
         pid=os.getpid(),

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-__all__ = ["LogStream"]
+__all__ = ["LogStream", "json_line"]
 
 _COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
 _WAITING_CHUNKS = 1024
@@ -61,7 +61,7 @@ class LogStream:
         self._queue_up(self._json_lines(name, lines) if self._jsonl else self._named_lines(name, lines))
 
     def _json_lines(self, name: str, lines: list[bytes]) -> bytes:
-        return b"".join((line if line.startswith(b"{") else _as_json(name, line)) + b"\n" for line in lines)
+        return b"".join((line if line.startswith(b"{") else json_line(name, line)) + b"\n" for line in lines)
 
     def _named_lines(self, name: str, lines: list[bytes]) -> bytes:
         prefix = f"[{name}] ".encode()
@@ -72,7 +72,7 @@ class LogStream:
     def _queue_up(self, chunk: bytes) -> None:
         if self._dropped:
             lost = b"%d chunks of output were dropped: nobody read them in time" % self._dropped
-            chunk = (_as_json("log", lost) if self._jsonl else b"[log] " + lost) + b"\n" + chunk
+            chunk = (json_line("log", lost) if self._jsonl else b"[log] " + lost) + b"\n" + chunk
         try:
             self._queue.put_nowait(chunk)
         except queue.Full:
@@ -88,7 +88,8 @@ class LogStream:
                 continue
 
 
-def _as_json(name: str, line: bytes) -> bytes:
+def json_line(name: str, line: bytes) -> bytes:
+    """What a process printed that is no JSON, as a line of the log without its line feed."""
     time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     message = line.decode(errors="replace").rstrip("\r")
     return msgspec.json.encode({"time": time, "level": "INFO", "process": name, "target": "output", "message": message})

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
+from dynamo_core.supervisor.log_stream import json_line
 from dynamo_core.supervisor.process import Process, ProcessState
 
 if TYPE_CHECKING:
@@ -33,13 +34,14 @@ class Progress(Protocol):
         """Whole lines of the log."""
 
 
-def make_progress(stream: BinaryIO, *, terminal: bool) -> Progress:
-    return TerminalProgress(stream) if terminal else PlainProgress(stream)
+def make_progress(stream: BinaryIO, *, terminal: bool, jsonl: bool = False) -> Progress:
+    return TerminalProgress(stream) if terminal and not jsonl else PlainProgress(stream, jsonl=jsonl)
 
 
 class PlainProgress:
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, *, jsonl: bool = False) -> None:
         self._stream = stream
+        self._jsonl = jsonl
         self._since: dict[str, float] = {}
         self._told: dict[str, tuple[str, float]] = {}
         self._finished = False
@@ -78,7 +80,8 @@ class PlainProgress:
         self._stream.flush()
 
     def _line(self, text: str) -> None:
-        self.write(f"{text}\n".encode())
+        line = text.encode()
+        self.write((json_line("supervisor", line) if self._jsonl else line) + b"\n")
 
 
 class TerminalProgress:

@@ -1,4 +1,5 @@
 import io
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -47,3 +48,10 @@ def test_the_log_is_written_while_the_display_moves_and_after(capsys, finished):
     progress.finish()
     progress.finish()
     assert b"[worker-0] hello" in out.getvalue() + capsys.readouterr().err.encode()
+
+
+def test_with_json_lines_stages_are_json_as_well():
+    out = io.BytesIO()
+    PlainProgress(out, jsonl=True).changed(process(ProcessState.STARTING, "loading"))
+    line = json.loads(out.getvalue())
+    assert (line["process"], line["message"]) == ("supervisor", "worker-0: loading")
