@@ -51,8 +51,8 @@ def conditions() -> list[Condition]:
         rows += [
             Condition(name="as above", load=load),
             Condition(name="arrivals spread over 3 s", load=load, spread_ms=3000),
-            Condition(name="KV events 5 ms late", load=load, cluster=Cluster(kv_event_delay_ms=5)),
-            Condition(name="KV events 50 ms late", load=load, cluster=Cluster(kv_event_delay_ms=50)),
+            Condition(name="spread, KV events 5 ms late", load=load, spread_ms=3000, cluster=Cluster(kv_event_delay_ms=5)),
+            Condition(name="spread, KV events 50 ms late", load=load, spread_ms=3000, cluster=Cluster(kv_event_delay_ms=50)),
             Condition(name="prefill twice as slow", load=load, cluster=Cluster(timing=scaled(2))),
             Condition(name="prefill twice as fast", load=load, cluster=Cluster(timing=scaled(0.5))),
             Condition(name="1,024 blocks a worker", load=load, cluster=Cluster(blocks=1024)),
