@@ -1,4 +1,4 @@
-"""A guard on what hooks cost, in instructions of the interpreter instead of seconds: the same count on every machine and every run.
+"""A guard on what hooks cost, in instructions of the interpreter instead of seconds: the same count on every machine.
 
 0.2 µs are about 30 of them here; `benchmarks/plugin_hooks.py` has the times.
 """
