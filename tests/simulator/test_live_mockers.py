@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from dynamo_core.builtins.round_robin import RoundRobin
@@ -33,21 +34,47 @@ WORKERS, BLOCKS, SIZE = 3, 24, 16
 
 
 class Overheard:
-    """A router and its choices, in order."""
+    """A router, its choices in order, and when it was called for which request.
 
-    def __init__(self, make: MakeRouter, context: RouterContext) -> None:
+    With ``times`` (of another one) it lives by that one's clock: what a busy machine delays is no reason to choose otherwise.
+    """
+
+    def __init__(self, make: MakeRouter, context: RouterContext, times: dict[tuple[str, str], float] | None = None) -> None:
+        self._given = times
+        self._now = 0.0
+        self._clock = context.clock
+        if times is not None:
+            context = msgspec.structs.replace(context, clock=lambda: self._now)
         self._router = make(context)
+        self.times: dict[tuple[str, str], float] = {}
         self.choices: dict[str, tuple[int, int]] = {}
-        for name in ("first_token", "finished", "kv_events", "kv_lost", "worker_added", "worker_removed"):
+        for name in ("kv_events", "kv_lost", "worker_added", "worker_removed"):
             if hasattr(self._router, name):
                 setattr(self, name, getattr(self._router, name))
 
+    def _called(self, method: str, request: RouteRequest) -> None:
+        self.times[method, request.id] = self._clock()
+        if self._given is not None:
+            self._now = max(self._now, self._given[method, request.id])
+
     def select(self, requests: Any, workers: Any) -> Any:
+        for request in requests:
+            self._called("select", request)
         decisions = self._router.select(requests, workers)
         for request, decision in zip(requests, decisions, strict=True):
             assert isinstance(decision, Route)
             self.choices[request.id] = (decision.worker_id, decision.overlap_blocks)
         return decisions
+
+    def first_token(self, request: RouteRequest, worker_id: int) -> None:
+        self._called("first_token", request)
+        if hasattr(self._router, "first_token"):
+            self._router.first_token(request, worker_id)
+
+    def finished(self, request: RouteRequest, worker_id: int, outcome: Any) -> None:
+        self._called("finished", request)
+        if hasattr(self._router, "finished"):
+            self._router.finished(request, worker_id, outcome)
 
 
 def conversations() -> Trace:
@@ -118,11 +145,11 @@ async def served(folder: Path, make: Any) -> AsyncIterator[ServedModel]:
         yield manager.get("m")
 
 
-async def live(folder: Path, trace: Trace, make: MakeRouter) -> dict[str, tuple[int, int]]:
+async def live(folder: Path, trace: Trace, make: MakeRouter, times: dict[tuple[str, str], float]) -> dict[str, tuple[int, int]]:
     routers: list[Overheard] = []
 
     def factory(_config: Any, context: RouterContext) -> Overheard:
-        routers.append(Overheard(make, context))
+        routers.append(Overheard(make, context, times))
         return routers[-1]
 
     async with served(folder, factory) as model:
@@ -161,5 +188,5 @@ async def test_decisions_are_those_of_live_mockers(tiny_model: Path, make: MakeR
     run = Simulation(trace, Cluster(workers=WORKERS, blocks=BLOCKS, block_size=SIZE), simulated).run()
     assert all(log.end_ms >= 0 for log in run.requests)
     expected = routers[0].choices
-    assert await live(tiny_model, trace, make) == expected
+    assert await live(tiny_model, trace, make, routers[0].times) == expected
     assert len({worker for worker, _ in expected.values()}) == WORKERS
