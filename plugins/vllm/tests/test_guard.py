@@ -6,22 +6,23 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from dynamo_vllm.guard import WORKER_PID, watch_worker
+from dynamo_vllm.guard import OUTPUT, WORKER_PID, join_worker
 
-CHILD = "import time; from dynamo_vllm.guard import watch_worker; watch_worker(); print('watching', flush=True); time.sleep(60)"
+CHILD = "import time; from dynamo_vllm.guard import join_worker; join_worker(); print('joined', flush=True); time.sleep(60)"
 
 
 def test_a_killed_worker_takes_its_processes_along() -> None:
     worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD], env={**os.environ, WORKER_PID: str(worker.pid)}, stdout=subprocess.PIPE
+        [sys.executable, "-c", CHILD], env={**os.environ, WORKER_PID: str(worker.pid), OUTPUT: ""}, stdout=subprocess.PIPE
     )
     assert child.stdout is not None
     with child.stdout:
-        assert child.stdout.readline() == b"watching\n"
+        assert child.stdout.readline() == b"joined\n"
         worker.send_signal(signal.SIGKILL)
         worker.wait(10)
         assert child.wait(10) == -signal.SIGKILL
@@ -32,7 +33,7 @@ def test_a_process_whose_worker_is_gone_already_ends_at_once() -> None:
     worker.wait(10)
     child = subprocess.run(
         [sys.executable, "-c", CHILD],
-        env={**os.environ, WORKER_PID: str(worker.pid)},
+        env={**os.environ, WORKER_PID: str(worker.pid), OUTPUT: ""},
         capture_output=True,
         timeout=30,
         check=False,
@@ -46,4 +47,24 @@ def test_the_worker_itself_and_other_programs_are_left_alone(pid: int | None, mo
         monkeypatch.delenv(WORKER_PID, raising=False)
     else:
         monkeypatch.setenv(WORKER_PID, str(pid))
-    watch_worker()
+    join_worker()
+
+
+def test_a_child_prints_where_the_worker_listens(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR)
+    environment = {**os.environ, WORKER_PID: str(os.getpid()), OUTPUT: str(pipe)}
+    code = "from dynamo_vllm.guard import join_worker; join_worker(); print('to the worker')"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=30, check=True)
+    assert os.read(reader, 100) == b"to the worker\n"
+    assert (done.stdout, done.stderr) == (b"", b"")
+    os.close(reader)
+
+
+def test_a_child_that_nobody_listens_to_keeps_its_output(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    environment = {**os.environ, WORKER_PID: str(os.getpid()), OUTPUT: str(tmp_path / "pipe")}
+    code = "from dynamo_vllm.guard import join_worker; join_worker(); print('here')"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=30, check=True)
+    assert done.stdout == b"here\n"

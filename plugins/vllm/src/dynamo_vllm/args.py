@@ -15,9 +15,9 @@ import msgspec
 
 from dynamo_core.contracts import EngineContext
 from dynamo_core.errors import ConfigError, StartupError
-from dynamo_vllm.guard import WORKER_PID
+from dynamo_vllm.guard import OUTPUT, WORKER_PID
 
-__all__ = ["Addresses", "changed_environment", "engine_arguments", "environment", "event_addresses", "one_sentence"]
+__all__ = ["Addresses", "changed_environment", "engine_arguments", "environment", "event_addresses", "one_sentence", "run_folder"]
 
 _GIB = 1 << 30
 _IPC_LIMIT = 100
@@ -80,7 +80,7 @@ def _kv_events(arguments: Mapping[str, Any], addresses: Addresses | None) -> dic
     }
 
 
-def event_addresses(context: EngineContext) -> Addresses | None:
+def event_addresses(context: EngineContext, folder: Path) -> Addresses | None:
     """Unix sockets that only this user can reach; ``None`` where KV events cannot be had.
 
     vLLM binds an address with ``*``, ``::`` or ``ipc://`` and connects to any other, on which no event would ever arrive.
@@ -95,13 +95,20 @@ def event_addresses(context: EngineContext) -> Addresses | None:
         return None
     if int(args.get("data_parallel_size") or 1) > 1:
         return None  # vLLM derives a rank's address from a TCP port and refuses any other
-    folder = context.run_dir
-    if not folder or len(folder.encode()) + len("/kv-replay.sock") > _IPC_LIMIT:
-        folder = tempfile.mkdtemp(prefix="dynamo-vllm-")
     return Addresses(f"ipc://{folder}/kv.sock", f"ipc://{folder}/kv-replay.sock")
 
 
-def environment(context: EngineContext, arguments: Mapping[str, Any], *, cpu: bool, verbose: bool = False) -> dict[str, str]:
+def run_folder(context: EngineContext) -> Path:
+    """For sockets and pipes: the worker's own folder, or a temporary one where that has too long a path for a socket."""
+    folder = context.run_dir
+    if folder and len(folder.encode()) + len("/kv-replay.sock") <= _IPC_LIMIT:
+        return Path(folder)
+    return Path(tempfile.mkdtemp(prefix="dynamo-vllm-"))
+
+
+def environment(
+    context: EngineContext, arguments: Mapping[str, Any], *, cpu: bool, output: Path | None = None, verbose: bool = False
+) -> dict[str, str]:
     """What vLLM's processes need in their environment. Variables that are set already win, except the worker's own."""
     wanted = {"VLLM_NO_USAGE_STATS": "1"}
     if not verbose:
@@ -117,7 +124,8 @@ def environment(context: EngineContext, arguments: Mapping[str, Any], *, cpu: bo
         if context.cpu_cores:
             wanted["VLLM_CPU_OMP_THREADS_BIND"] = _bind(context.cpu_cores, int(arguments.get("tensor_parallel_size") or 1))
     wanted = {name: value for name, value in wanted.items() if not os.environ.get(name)}
-    return {**wanted, WORKER_PID: str(os.getpid()), **_plugins()}
+    ours = {WORKER_PID: str(os.getpid()), OUTPUT: "" if output is None else str(output)}
+    return {**wanted, **ours, **_plugins()}
 
 
 def _plugins() -> dict[str, str]:
@@ -127,7 +135,7 @@ def _plugins() -> dict[str, str]:
 
 
 def _kv_space() -> int:
-    """GiB for the KV cache: a tenth of what is free, 1 to 16."""
+    """GiB for the KV cache: a sixteenth of what is free, 1 to 32. It is all touched at the start."""
     pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     available = pages * size
     try:
@@ -136,7 +144,7 @@ def _kv_space() -> int:
                 available = int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError):
         pass
-    return max(1, min(16, available // _GIB // 10))
+    return max(1, min(32, available // _GIB // 16))
 
 
 def _bind(cores: tuple[int, ...], ranks: int) -> str:

@@ -7,8 +7,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Iterator
-from multiprocessing import resource_tracker
+from pathlib import Path
 
 __all__ = ["CoreOutput"]
 
@@ -22,17 +21,19 @@ _END = b"\0the end of vLLM's output\0"
 
 
 class CoreOutput:
-    """Standard output and error of the processes that are started within :meth:`redirected`.
+    """Standard output and error of vLLM's processes, which open the named pipe ``path`` (:mod:`dynamo_vllm.guard`).
 
     Read by a thread of its own: were it the event loop, a busy loop could block those who print. With ``verbose`` everything
     goes on to our own standard error; otherwise nothing does until :meth:`started`, and then vLLM's errors and what is no log
     line of vLLM's.
     """
 
-    def __init__(self, *, verbose: bool) -> None:
+    def __init__(self, path: Path, *, verbose: bool) -> None:
+        self.path = path
         self._verbose = verbose
         self._started = False
-        self._read, self._write = os.pipe()
+        os.mkfifo(path, 0o600)
+        self._pipe = os.open(path, os.O_RDWR)  # with a writer of our own the pipe never ends
         self._error = os.dup(2)
         self._lock = threading.Lock()
         self._lines: deque[str] = deque(maxlen=_KEPT)
@@ -45,20 +46,6 @@ class CoreOutput:
         with self._lock:
             self._lines.clear()
         self._started = True
-
-    @contextlib.contextmanager
-    def redirected(self) -> Iterator[None]:
-        """Give the pipe to processes started meanwhile. Our own descriptors 1 and 2 point there, too, for that time."""
-        resource_tracker.ensure_running()  # it lives as long as we do and must not hold the pipe
-        saved = os.dup(1), os.dup(2)
-        try:
-            os.dup2(self._write, 1)
-            os.dup2(self._write, 2)
-            yield
-        finally:
-            for number, descriptor in enumerate(saved, 1):
-                os.dup2(descriptor, number)
-                os.close(descriptor)
 
     def tail(self, count: int) -> list[str]:
         """The last lines, without vLLM's prefixes and, unless that leaves none, without Python's stack frames."""
@@ -77,9 +64,9 @@ class CoreOutput:
             return
         self._closed = True
         with contextlib.suppress(OSError):
-            os.write(self._write, b"\n" + _END + b"\n")  # not the pipe's end, which a process that lives on may hold open
+            os.write(self._pipe, b"\n" + _END + b"\n")
+            self.path.unlink()
         self._thread.join(_CLOSE_SECONDS)
-        os.close(self._write)
 
     def _kept(self) -> list[str]:
         with self._lock:
@@ -88,14 +75,14 @@ class CoreOutput:
     def _run(self) -> None:
         rest = b""
         try:
-            while data := os.read(self._read, 65536):
+            while data := os.read(self._pipe, 65536):
                 *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
                 for line in lines:
                     if line == _END:
                         return
                     self._line(line)
         finally:
-            os.close(self._read)
+            os.close(self._pipe)
             os.close(self._error)
 
     def _line(self, raw: bytes) -> None:

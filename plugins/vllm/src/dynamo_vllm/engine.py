@@ -7,7 +7,8 @@ import contextlib
 import gc
 import logging
 import multiprocessing
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from pathlib import Path
 from typing import Any
 
 from dynamo_core.contracts import (
@@ -30,6 +31,7 @@ from dynamo_vllm.args import (
     environment,
     event_addresses,
     one_sentence,
+    run_folder,
 )
 from dynamo_vllm.core_output import CoreOutput
 from dynamo_vllm.kv_events import KvEventFeed
@@ -84,13 +86,14 @@ class VllmEngine:
     # --- life ----------------------------------------------------------------------------------------------------------------
 
     async def start(self) -> EngineInfo:
-        self._output = CoreOutput(verbose=_log.isEnabledFor(logging.DEBUG))
-        addresses = event_addresses(self._context)
+        folder = run_folder(self._context)
+        self._output = CoreOutput(folder / "vllm-output", verbose=_log.isEnabledFor(logging.DEBUG))
+        addresses = event_addresses(self._context, folder)
         if addresses is None:
             _log.info(
                 "vLLM publishes no KV events: its prefix cache is off, it has several ranks, or its events are switched off"
             )
-        self._boot = asyncio.ensure_future(asyncio.to_thread(self._construct, addresses, self._output))
+        self._boot = asyncio.ensure_future(asyncio.to_thread(self._construct, addresses, self._output.path))
         try:
             await asyncio.shield(self._boot)
             self._llm, self._made = self._made, None
@@ -146,8 +149,10 @@ class VllmEngine:
             await asyncio.to_thread(llm.shutdown, _SHUTDOWN_SECONDS)
             if handler is not None:
                 await asyncio.wait([handler], timeout=5.0)
-        llm = None
-        await asyncio.to_thread(gc.collect)  # AsyncLLM is part of cycles, and its finalizer fails at the interpreter's end
+            llm = None
+            # AsyncLLM is part of cycles, and its finalizer fails at the interpreter's end. (After a failed start nothing is
+            # collected: a finalizer of vLLM's may then wait for ever.)
+            await asyncio.to_thread(gc.collect)
         if self._output is not None:
             await asyncio.to_thread(self._output.close)
         self._environment.close()
@@ -294,36 +299,39 @@ class VllmEngine:
 
     # --- start ---------------------------------------------------------------------------------------------------------------
 
+    def _change(self, variables: Mapping[str, str]) -> None:
+        """The environment, until :meth:`stop`."""
+        self._environment.enter_context(changed_environment(variables))
+
     def _end_children(self) -> None:
         for child in multiprocessing.active_children():
             if child.pid not in self._others:
                 child.kill()
 
-    def _construct(self, addresses: Addresses | None, output: CoreOutput) -> None:
+    def _construct(self, addresses: Addresses | None, output: Path) -> None:
         """In a thread: imports vLLM (8 to 30 s) and starts its processes, while the event loop keeps the worker's leases."""
         verbose = _log.isEnabledFor(logging.DEBUG)
-        self._environment.enter_context(changed_environment(environment(self._context, {}, cpu=False, verbose=verbose)))
+        self._change(environment(self._context, {}, cpu=False, verbose=verbose))
+        _log_through_ours()
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        _log_through_ours()
         version = _version()
         if not version.startswith(tuple(f"{tried}." for tried in TRIED_VERSIONS)):
             _log.warning("vLLM %s is untried with this plugin; tried are %s", version, " and ".join(TRIED_VERSIONS))
         cpu = bool(current_platform.is_cpu())
         arguments = engine_arguments(AsyncEngineArgs, self._context, addresses, cpu=cpu)
-        self._environment.enter_context(changed_environment(environment(self._context, arguments, cpu=cpu, verbose=verbose)))
+        self._change(environment(self._context, arguments, cpu=cpu, output=output, verbose=verbose))
         try:
             config = AsyncEngineArgs(**arguments).create_engine_config()
         except Exception as error:
             raise StartupError(f"vLLM does not accept its arguments: {one_sentence(error)}") from error
         if self._stopping:
             raise StartupError("vLLM was stopped while it started.")
-        _log_through_ours()  # making a configuration sets vLLM's own handlers again, and so does starting the engine
+        _log_through_ours()  # importing vLLM and making a configuration set its own handlers, and so does starting the engine
         self._others = frozenset(child.pid for child in multiprocessing.active_children())
-        with output.redirected():
-            self._made = AsyncLLM.from_vllm_config(config, stat_loggers=[self._reading])
+        self._made = AsyncLLM.from_vllm_config(config, stat_loggers=[self._reading])
         _log_through_ours()
 
     async def _warm_up(self) -> None:

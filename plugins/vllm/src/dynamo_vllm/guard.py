@@ -1,7 +1,8 @@
-"""Keeps vLLM's processes from outliving the worker.
+"""What vLLM's processes do on behalf of the worker: end with it, and let it hear what they say.
 
 vLLM's engine core does not notice that the process which started it was killed: it would keep the model and the KV cache in
-memory for ever. vLLM loads :func:`watch_worker` in each of its processes (entry point group ``vllm.general_plugins``).
+memory for ever. vLLM loads :func:`join_worker` in each of its processes, first thing (entry point group
+``vllm.general_plugins``).
 """
 
 from __future__ import annotations
@@ -11,19 +12,39 @@ import select
 import signal
 import threading
 
-__all__ = ["WORKER_PID", "watch_worker"]
+__all__ = ["OUTPUT", "WORKER_PID", "join_worker"]
 
 WORKER_PID = "DYN_VLLM_WORKER_PID"
-"""Environment: the worker whose children are to die with it. Unset in programs that use vLLM otherwise."""
+"""Environment: the worker whose children are to end with it. Unset in programs that use vLLM otherwise."""
+OUTPUT = "DYN_VLLM_OUTPUT"
+"""Environment: the named pipe that takes their standard output and error."""
 
 
-def watch_worker() -> None:
-    """Kill this process as soon as the worker is gone. Costs one sleeping thread; does nothing outside a worker's children."""
+def join_worker() -> None:
+    """Costs one sleeping thread; does nothing outside a worker's children. vLLM calls it more than once."""
     pid = int(os.environ.get(WORKER_PID) or 0)
-    if not pid or pid == os.getpid() or not hasattr(os, "pidfd_open"):
+    if not pid or pid == os.getpid() or any(thread.name == WORKER_PID for thread in threading.enumerate()):
         return
-    if any(thread.name == WORKER_PID for thread in threading.enumerate()):
-        return  # vLLM loads its plugins more than once
+    _print_to(os.environ.get(OUTPUT))
+    _end_with(pid)
+
+
+def _print_to(path: str | None) -> None:
+    if not path:
+        return
+    try:
+        pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return  # nobody listens: the inherited output will do
+    os.set_blocking(pipe, True)
+    os.dup2(pipe, 1)
+    os.dup2(pipe, 2)
+    os.close(pipe)
+
+
+def _end_with(pid: int) -> None:
+    if not hasattr(os, "pidfd_open"):
+        return
     try:
         worker = os.pidfd_open(pid)
     except ProcessLookupError:
