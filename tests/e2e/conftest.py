@@ -32,6 +32,7 @@ class Serve:
     """One running `dynamo serve`; `stop()` asks it to end and returns its exit code."""
 
     def __init__(self, *args: str, folder: Path, env: dict[str, str] | None = None, ready_within: float = 60) -> None:
+        self.client: OpenAI | None = None
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"serve-{self.port}.log"
@@ -51,8 +52,9 @@ class Serve:
         return self.log.read_text(errors="replace")
 
     def ready(self) -> bool:
+        """`/ready` is 200 with the first worker; serve says "ready" once all of them are there."""
         with contextlib.suppress(OSError):
-            return self.get("/ready")[0] == 200
+            return "\nready: http" in self.output() and self.get("/ready")[0] == 200
         return False
 
     def request(self, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, Any, dict[str, str]]:
@@ -76,7 +78,9 @@ class Serve:
         return self.request(path, raw, {"content-type": "application/json", **headers})
 
     def openai(self) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+        if self.client is None:
+            self.client = OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+        return self.client
 
     def status(self) -> Any:
         run = subprocess.run(
@@ -93,6 +97,9 @@ class Serve:
         return {process["name"]: process["pid"] for process in self.status()["processes"] if process["kind"] == kind}
 
     def stop(self) -> int:
+        if self.client is not None:
+            self.client.close()
+            self.client = None
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
