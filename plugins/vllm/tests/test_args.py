@@ -53,6 +53,12 @@ def test_a_cpu_runs_eagerly_with_blocks_of_32_unless_told_otherwise() -> None:
     assert "block_size" not in engine_arguments(KnownArgs, context(), None, cpu=False)
 
 
+def test_a_block_size_that_a_cpu_cannot_do_is_refused() -> None:
+    with pytest.raises(ConfigError, match="multiple of 32, and block_size is 16"):
+        engine_arguments(KnownArgs, context(block_size=16), None, cpu=True)
+    assert engine_arguments(KnownArgs, context(block_size=16), None, cpu=False)["block_size"] == 16
+
+
 def test_events_are_published_on_sockets_that_vllm_binds(tmp_path: Path) -> None:
     addresses = event_addresses(context(tmp_path), run_folder(context(tmp_path)))
     assert addresses is not None

@@ -151,6 +151,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 async def test_a_dead_engine_core_is_fatal_at_once_and_ends_its_streams(program: Program) -> None:
     await program.start(max_model_len=4096)
     (core,) = (await program.line())["core"]
@@ -165,6 +166,7 @@ async def test_a_dead_engine_core_is_fatal_at_once_and_ends_its_streams(program:
         assert await program.line() == {"event": "stopped", "left": []}
 
 
+@pytest.mark.slow
 async def test_killing_the_worker_leaves_no_process_of_vllm(program: Program) -> None:
     process = await program.start(max_model_len=4096)
     assert (await program.line())["event"] == "streaming"
@@ -177,6 +179,7 @@ async def test_killing_the_worker_leaves_no_process_of_vllm(program: Program) ->
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_an_engine_core_that_fails_is_told_in_vllms_words(program: Program) -> None:
     process = await program.start(kv_cache_memory_bytes=100_000)
     failed = await program.line()
@@ -188,6 +191,7 @@ async def test_an_engine_core_that_fails_is_told_in_vllms_words(program: Program
     assert "Traceback" not in program.stderr()
 
 
+@pytest.mark.slow
 async def test_stopping_while_it_starts_ends_the_start(program: Program) -> None:
     await program.start("interrupt")
     assert await program.line() == {"event": "interrupted"}

@@ -50,6 +50,9 @@ def engine_arguments(known: Any, context: EngineContext, addresses: Addresses | 
     if cpu:
         arguments |= {"enforce_eager": True, "block_size": 32}
     arguments |= given
+    size = arguments.get("block_size")
+    if cpu and isinstance(size, int) and size % 32:
+        raise ConfigError(f"vLLM's CPU build needs a block size that is a multiple of 32, and block_size is {size}.")
     arguments |= {"model": context.model_path, "served_model_name": context.model_name}
     arguments["kv_events_config"] = _kv_events(arguments, addresses)
     return arguments
