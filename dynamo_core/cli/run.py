@@ -26,7 +26,7 @@ _SETTINGS = (
 @click.option("--kv-overlap-score-weight", type=float, metavar="NUMBER", help="KV router: weight of what a worker has cached.")
 @click.option("--kv-events/--no-kv-events", default=None, help="KV router: listen to the engines' KV events, or assume.")
 @click.option("--system", metavar="TEXT", help="in=text: the system message.")
-@click.option("--output", metavar="FILE", help="in=batch: where answers go; FILE.out.jsonl if not given.")
+@click.option("--output", metavar="FILE", help="in=batch: where answers go; prompts.out.jsonl for prompts.jsonl if not given.")
 @click.option(
     "--concurrency", type=click.IntRange(1), default=32, show_default=True, metavar="N", help="in=batch: requests at a time."
 )

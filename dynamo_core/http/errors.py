@@ -48,6 +48,7 @@ _TYPES = {
     504: "timeout_error",
 }
 _SANITIZED = (EngineError, ProtocolError)
+_OF_PLUGINS = ("plugin_failed", "router_error")
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -65,10 +66,11 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 
 def error_body(error: DynamoError) -> ErrorBody:
-    """The envelope of an error as the client may see it; of a failed engine it says no more than that it failed."""
+    """The envelope of an error as the client may see it; of a failed engine or plugin it says no more than that it failed."""
     message = error.message
     if error.status == 500 and (isinstance(error, _SANITIZED) or type(error) is DynamoError):
-        message = "The engine failed on this request; the server's log says why, under this response's x-request-id."
+        who = "A plugin of the server" if error.code in _OF_PLUGINS else "The engine"
+        message = f"{who} failed on this request; the server's log says why, under this response's x-request-id."
     return ErrorBody(ErrorDetail(message, error.type, error.param, error.code))
 
 

@@ -44,6 +44,9 @@ class Pipeline:
                     for model in self._manager.models():
                         if model.ready and name in (None, model.name, *model.card.aliases):
                             return model.name
+                    for broken, why in self._manager.broken.items():
+                        if name in (None, broken):
+                            raise StartupError(f"model {broken} cannot be served: {why}")
                     await asyncio.sleep(_LOOK_EVERY)
         except TimeoutError:
             what = f"the model {name!r}" if name else "a model"

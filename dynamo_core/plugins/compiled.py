@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -135,13 +135,15 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             try:
                 function = provider.spec.factory(provider.config, context)
             except Exception as error:  # noqa: BLE001  # a stranger's code: named, and the process does not start
-                blame(self._info(provider.plugin), f"cannot make its metrics {provider.spec.name!r}", error)
+                self.blame(provider, "metrics", error)
             if function is not None:
                 observers.append(Observer(provider.plugin, "dynamo_metrics", function))
         return observation(observers, self.faults)
 
-    def _info(self, plugin: str) -> PluginInfo:
-        return next(info for info in self.plugins if info.name == plugin)
+    def blame(self, provider: Provider, kind: str, error: Exception) -> NoReturn:
+        """Raise the :class:`~dynamo_core.errors.PluginError` for a factory that raised ``error``: whose it is and what to do."""
+        info = next(info for info in self.plugins if info.name == provider.plugin)
+        blame(info, f"cannot make its {kind} {provider.spec.name!r}", error)
 
     def _find(self, kind: str, providers: Mapping[str, Provider], name: str) -> Provider:
         canonical = canonical_name(name)

@@ -42,6 +42,9 @@ class ModelManager:
         self.on_worker_lost: list[Callable[[str, int], None]] = []
         """Called with the model's name and the worker's id."""
         self._runtime = runtime
+        self.broken: dict[str, str] = {}
+        """Model → why this process cannot serve it: a folder that cannot be read, or a router that could not be made."""
+        self._compiled = compiled
         self._faults = compiled.faults
         self._open_filter = compiled.output_filter
         self._router = router
@@ -52,8 +55,6 @@ class ModelManager:
         self._cards: dict[ModelKey, ModelCard] = {}
         self._clients: dict[str, Client] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
-        self._broken: set[str] = set()
-        """Models whose folder this process could not read, or whose router could not be made."""
         self._following: dict[str, asyncio.Task[None]] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._synced = asyncio.Event()
@@ -96,7 +97,7 @@ class ModelManager:
                 model = self._models.get(card.name)
                 if model is not None:
                     return model
-                if card.name in self._broken:
+                if card.name in self.broken:
                     raise ServiceUnavailable(f"The model {card.name!r} cannot be served here; the frontend's log says why.")
                 raise ServiceUnavailable(f"The model {card.name!r} is loading; try again in a moment.", retry_after=1)
         for model in self._models.values():
@@ -177,9 +178,9 @@ class ModelManager:
         except Exception as error:  # noqa: BLE001  # one broken model must not take the others along
             expected = isinstance(error, DynamoError)
             _log.error("model %s cannot be served: %s", card.name, error, exc_info=None if expected else error)
-            self._broken.add(card.name)
+            self.broken[card.name] = str(error)
             return
-        self._broken.discard(card.name)
+        self.broken.pop(card.name, None)
         for key, other in tuple(self._cards.items()):
             if other.name == card.name:
                 self._join(key)
@@ -189,7 +190,10 @@ class ModelManager:
         if spec.needs_kv_events and not card.kv_events:
             _log.warning("router %s needs KV events, and engine %s of model %s has none", spec.name, card.engine, card.name)
         context = RouterContext(model=card.name, block_size=card.block_size, clock=self._clock)
-        router = spec.factory(self._router.config, context)
+        try:
+            router = spec.factory(self._router.config, context)
+        except Exception as error:  # noqa: BLE001  # a stranger's code: named
+            self._compiled.blame(self._router, "router", error)
         return ServedModel(
             card,
             text,

@@ -182,6 +182,7 @@ async def _summed_metrics(admin: str) -> str:
 def _frontend_report(manager: ModelManager) -> FrontendReport:
     models = manager.models()
     return FrontendReport(
+        broken=dict(manager.broken),
         models=tuple(
             ModelStatus(
                 name=model.name,

@@ -72,6 +72,8 @@ class FrontendReport(msgspec.Struct, frozen=True, kw_only=True):
 
     models: tuple[ModelStatus, ...] = ()
     workers: tuple[WorkerStatus, ...] = ()
+    broken: dict[str, str] = {}
+    """Model → why this frontend cannot serve it."""
 
 
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -119,10 +119,15 @@ class Supervisor:
                 async with asyncio.timeout(1.0):
                     await self._changed.wait()
             return False
-        wanted = {process.facts["id"] for process in self._processes if process.kind == "worker"}
+        workers = self._of_kind("worker")
+        wanted, ours = {worker.facts["id"] for worker in workers}, {worker.facts.get("model") for worker in workers}
         answers = await ask_all(self._of_kind("frontend"), "status")
         for answer in answers.values():
-            if not isinstance(answer, dict) or wanted - {w.id for w in msgspec.convert(answer, FrontendReport).workers}:
+            report = msgspec.convert(answer, FrontendReport) if isinstance(answer, dict) else None
+            for model, why in (report.broken if report else {}).items():
+                if model in ours:  # a shared store may have models of others
+                    raise StartupError(f"model {model} cannot be served: {why}")
+            if report is None or wanted - {worker.id for worker in report.workers}:
                 await asyncio.sleep(_POLL)
                 return False
         return True

@@ -209,6 +209,12 @@ async def test_an_engine_s_failure_shows_nothing_of_its_inside(
     assert "mine" in caplog.text
 
 
+@pytest.mark.parametrize("error", [EngineError("secret", code="router_error"), DynamoError("secret", code="plugin_failed")])
+async def test_a_plugin_s_failure_is_not_put_on_the_engine(running: Any, error: DynamoError) -> None:
+    running.model.script = lambda played: played.fail(error)
+    assert check(await running.chat(), 500, None, error.code).startswith("A plugin of the server failed on this request;")
+
+
 async def test_a_bug_is_a_500_without_its_words(running: Any, caplog: pytest.LogCaptureFixture) -> None:
     running.manager.error = KeyError("secret")
     answer = await running.chat()

@@ -150,7 +150,7 @@ async def test_names_that_are_unknown_or_loading(house: House) -> None:
         manager.get("modela")
     assert error.value.param == "model"
     readable.set()
-    await until(lambda: manager._broken)
+    await until(lambda: manager.broken)
     with pytest.raises(ServiceUnavailable, match="log says why"):
         manager.get("short")
 
@@ -327,3 +327,21 @@ async def test_an_engine_that_fails_its_canary_is_left_out_until_it_answers(
         hanging.setattr(scripted.ScriptedEngine, "_advance", lambda *_: False)
         await until(lambda: not model.ready)
     await until(lambda: model.ready)
+
+
+async def test_a_router_that_cannot_be_made_is_put_on_its_plugin(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    def clumsy(_config: Any, _context: Any) -> Any:
+        raise RuntimeError("no table")
+
+    provider = Provider(RouterSpec(name="clumsy", factory=clumsy), "round-robin")
+    manager = ModelManager(await house.runtime(), activate(("round-robin",)), provider, Settings())
+    house.stack.push_async_callback(manager.stop)
+    await manager.start()
+    await house.worker()
+    await until(lambda: manager.broken)
+    assert "plugin 'round-robin' (dynamo-core " in manager.broken["m"]
+    assert "cannot make its router 'clumsy': RuntimeError: no table" in manager.broken["m"]
+    assert manager.broken["m"] in caplog.text
+    assert "Traceback" not in caplog.text
+    with pytest.raises(ServiceUnavailable, match="the frontend's log says why"):
+        manager.get("m")

@@ -22,11 +22,12 @@ def workers_up() -> list[int]:
     return [int(path.stem) for path in SCRIPT.glob("*.up")]
 
 
-def frontend_report() -> FrontendReport:
+def frontend_report(broken: dict[str, str]) -> FrontendReport:
     ids = workers_up()
     return FrontendReport(
         models=(ModelStatus(name="scripted", workers=len(ids)),),
-        workers=tuple(WorkerStatus(id=up, model="scripted", inflight=1) for up in ids),
+        workers=() if broken else tuple(WorkerStatus(id=up, model="scripted", inflight=1) for up in ids),
+        broken=broken,
     )
 
 
@@ -55,7 +56,7 @@ async def main(order: Order, behaviour: dict, control: SupervisedControl) -> int
             facts = WorkerReport(id=number, model="scripted")
             control.ready(facts, lambda: facts)
         else:
-            control.ready(FrontendReport(), frontend_report)
+            control.ready(FrontendReport(), lambda: frontend_report(behaviour.get("broken", {})))
         (SCRIPT / f"{order.name}.ready").touch()
         await stop.wait()
         if "stubborn" in behaviour:

@@ -145,6 +145,13 @@ async def test_a_start_up_error_of_a_child_ends_serve_with_its_sentence(run):
     assert len(run.pids("worker-0")) == 1
 
 
+async def test_a_model_that_a_frontend_cannot_serve_ends_serve_with_its_sentence(run):
+    run.behave("frontend-0", {"broken": {"scripted": "plugin 'p' cannot make its router."}})
+    await run.start()
+    assert await run.over() == 2
+    assert run.errors[-1] == "model scripted cannot be served: plugin 'p' cannot make its router."
+
+
 async def test_status_names_processes_models_and_workers(run):
     await run.start("--workers", "2")
     await run.ready()
