@@ -270,7 +270,7 @@ def make(out: Path, scratch: Path, *, weights: bool) -> None:
     try:
         write_config(reader, made)
         write_tokenizer(reader, made)
-        shutil.copy(Path(packaged.__file__).parent / "data" / "GEMMA_TERMS.html", made / "GEMMA_TERMS.html")
+        shutil.copy(Path(str(packaged.__file__)).parent / "data" / "GEMMA_TERMS.html", made / "GEMMA_TERMS.html")
         (made / "NOTICE").write_text(NOTICE.format(path="GEMMA_TERMS.html"), encoding="utf-8")
         if weights:
             write_weights(reader, made / "model.safetensors")
