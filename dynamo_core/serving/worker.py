@@ -24,7 +24,7 @@ from dynamo_core.contracts import (
     ModelCard,
     ResponseSink,
 )
-from dynamo_core.errors import EngineError, EngineShutdown, StartupError
+from dynamo_core.errors import EngineError, EngineShutdown, PluginError, StartupError
 from dynamo_core.plugins import Provider
 from dynamo_core.runtime import CanarySettings, DistributedRuntime, Served
 from dynamo_core.serving.engine_handler import EngineHandler
@@ -205,14 +205,26 @@ class EngineWorker:
             on_fatal=self._died,
         )
         try:
-            engine: Engine = spec.factory(self._provider.config, context)
-            self._engine = engine
+            engine = self._engine = self._make_engine(context)
             info: EngineInfo = await engine.start()
             return info
         except StartupError:
             raise
         except Exception as error:
             raise StartupError(f"Engine {spec.name} failed to start: {str(error) or type(error).__name__}") from error
+
+    def _make_engine(self, context: EngineContext) -> Engine:
+        spec, plugin = self._provider.spec, self._provider.plugin
+        try:
+            engine: Engine = spec.factory(self._provider.config, context)
+        except StartupError:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise PluginError(
+                f"plugin {plugin!r} cannot make its engine {spec.name!r}: {what}. Correct the plugin or choose another engine."
+            ) from error
+        return engine
 
     def _make_card(self, name: str, folder: ModelFolder, info: EngineInfo) -> ModelCard:
         limits = [limit for limit in (info.context_length or folder.context_length, self._settings.context_length) if limit]

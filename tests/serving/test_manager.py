@@ -13,7 +13,7 @@ import pytest
 
 from dynamo_core.config import Settings
 from dynamo_core.contracts import Context, EngineRequest, ModelCard, Route, StopConditions
-from dynamo_core.errors import EngineShutdown, ModelNotFound, NoInstances, ServiceUnavailable, StartupError
+from dynamo_core.errors import EngineShutdown, ModelNotFound, NoInstances, PluginError, ServiceUnavailable, StartupError
 from dynamo_core.plugins import Compiled, Provider, activate
 from dynamo_core.runtime import DistributedRuntime
 from dynamo_core.runtime.discovery.mem import MemDiscovery
@@ -25,7 +25,7 @@ from dynamo_core.serving.output import GenerationRequest
 from dynamo_core.serving.record import RequestRecord
 from dynamo_core.serving.wire import ModelKey, encode_card
 from dynamo_core.serving.worker import EngineWorker
-from dynamo_core.specs import PlaneContext, RouterSpec
+from dynamo_core.specs import EngineSpec, PlaneContext, RouterSpec
 
 
 class LowestFirst:
@@ -279,6 +279,17 @@ async def test_a_context_length_setting_limits_the_card(house: House) -> None:
 async def test_what_keeps_a_worker_from_starting_is_one_sentence(house: House, settings: Any, sentence: str) -> None:
     with pytest.raises(StartupError, match=sentence):
         await house.worker(**settings)
+
+
+async def test_an_engine_that_cannot_be_made_is_put_on_its_plugin(house: House, tiny_model: Any) -> None:
+    def clumsy(_config: Any, _context: Any) -> Any:
+        raise RuntimeError("no device")
+
+    provider = Provider(EngineSpec(name="clumsy", factory=clumsy), "acme")
+    worker = EngineWorker(await house.runtime(), provider, Settings(model=str(tiny_model)))
+    with pytest.raises(PluginError, match="plugin 'acme' cannot make its engine 'clumsy': RuntimeError: no device"):
+        await worker.start()
+    await worker.stop()
 
 
 async def test_a_dead_engine_is_told(house: House) -> None:
