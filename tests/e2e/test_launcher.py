@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import termios
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,6 +214,9 @@ class Terminal:
 
     def __init__(self, folder: Path, *args: str) -> None:
         self.end, self._theirs = os.openpty()  # kept open, or reading fails until the command has opened it
+        modes = termios.tcgetattr(self._theirs)
+        modes[3] |= termios.NOFLSH  # else the kernel drops what the command prints between Ctrl-C's signal and its flush
+        termios.tcsetattr(self._theirs, termios.TCSANOW, modes)
         environ = {name: value for name, value in os.environ.items() if not name.startswith("DYN_")}
         shell = 'exec 0<>"$1" 1>&0 2>&0; shift; exec "$@"'  # opening a terminal makes it the session's own: Ctrl-C arrives
         self.process = subprocess.Popen(
@@ -252,7 +256,9 @@ def test_a_chat_on_a_terminal_survives_ctrl_c_and_remembers_its_lines(tiny_model
         chat.type("\x03")
         chat.until("broken off")
         chat.until("> ")
-        chat.type("half a line\x03")
+        chat.type("half a line")
+        chat.until("half a line")
+        chat.type("\x03")
         chat.until("> ")
         chat.type("/set max_tokens=1\n/retry\n")
         chat.until("1 tokens")

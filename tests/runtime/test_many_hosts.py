@@ -92,7 +92,7 @@ async def test_processes_find_each_other_and_a_killed_one_is_withdrawn_before_it
     client = await runtime().endpoint("n.c.e").client()
     withdrawn = asyncio.Event()
     async with worker(own_etcd.url, nats) as one, worker(own_etcd.url, nats):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(client.instance_ids()) < 2:  # noqa: ASYNC110  # other processes' state
                 await asyncio.sleep(0.05)
         pids = {instance.pid: instance.instance_id for instance in client.instances()}
