@@ -31,6 +31,8 @@ class TimingModel(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds: coefficients of p², p and 1; never under 1 ms."""
     speedup_ratio: float = 1.0
     """0: no time passes."""
+    decode_speedup_ratio: float = 1.0
+    """On top of it, for decoding alone; 0: decoding takes no time."""
 
     def prefill_ms(self, tokens: int) -> float:
         """0 without tokens, else the cost of computing them in one step."""
@@ -45,7 +47,8 @@ class TimingModel(msgspec.Struct, frozen=True, kw_only=True):
             return 0.0
         square, linear, constant = self.decode
         p = active_tokens / total_tokens
-        return self._scaled(max(1.0, (square * p + linear) * p + constant))
+        ms = self._scaled(max(1.0, (square * p + linear) * p + constant))
+        return ms / self.decode_speedup_ratio if self.decode_speedup_ratio else 0.0
 
     def step_ms(self, chunks: Sequence[Chunk], active_tokens: int, total_tokens: int) -> float:
         return self.prefill_ms(prefill_tokens(chunks)) + self.decode_ms(active_tokens, total_tokens)

@@ -22,6 +22,13 @@ def test_a_step_takes_both_parts_divided_by_the_speed_up() -> None:
     assert TimingModel(speedup_ratio=0).step_ms(chunks, 10, 100) == 0
 
 
+def test_decoding_has_a_speed_up_of_its_own_on_top() -> None:
+    model = TimingModel(speedup_ratio=2, decode_speedup_ratio=0.5)
+    assert model.decode_ms(10, 100) == pytest.approx(TimingModel().decode_ms(10, 100))
+    assert model.prefill_ms(100) == pytest.approx(TimingModel().prefill_ms(100) / 2)
+    assert TimingModel(decode_speedup_ratio=0).decode_ms(10, 100) == 0
+
+
 def test_prompt_tokens_are_counted_by_rounded_means() -> None:
     assert prefill_tokens(()) == 0
     assert prefill_tokens((Chunk(3, 10),)) == 7

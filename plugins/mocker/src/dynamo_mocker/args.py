@@ -23,6 +23,8 @@ class MockerArgs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     speedup_ratio: _NotNegative = 1.0
     """Simulated time divided by real time; 0: no delay at all."""
+    decode_speedup_ratio: _NotNegative = 1.0
+    """The same for decoding alone, on top of ``speedup_ratio``."""
     block_size: _Positive = 16
     """Tokens a KV block."""
     num_blocks: _Positive = 16384

@@ -43,7 +43,8 @@ class MockEngine:
             block_size=args.block_size, max_num_seqs=args.max_num_seqs, max_num_batched_tokens=args.max_num_batched_tokens
         )
         blocks = BlockManager(args.num_blocks, caching=args.enable_prefix_caching)
-        self._scheduler = Scheduler(limits, blocks, TimingModel(speedup_ratio=args.speedup_ratio))
+        timing = TimingModel(speedup_ratio=args.speedup_ratio, decode_speedup_ratio=args.decode_speedup_ratio)
+        self._scheduler = Scheduler(limits, blocks, timing)
         self._counts = Counts()
         self._metrics = MockerMetrics(context.model_name, self._counts, self._scheduler)
         self._vocabulary = Vocabulary(args.vocab_size or _DEFAULT_VOCABULARY)
