@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from array import array
+
 import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamo_core.kv.hashing import PromptHashes, block_hash, block_hashes, chain, hash_seed, sequence_hashes
+from dynamo_core.kv.hashing import HashCache, PromptHashes, block_hash, block_hashes, chain, hash_seed, sequence_hashes
 
 tokens = st.lists(st.integers(0, 2**32 - 1), max_size=70)
 
@@ -68,3 +70,42 @@ def test_lazy_hashes_are_the_same_hashes(token_ids: list[int], size: int, looks:
         assert known == expected[: len(known)]
         assert len(known) >= min(look, prompt.count)
     assert prompt.upto(prompt.count) == expected
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 120), st.sampled_from([None, "t"]), st.integers(0, 60)), max_size=12),
+    st.integers(1, 3),
+    st.sampled_from([2, 6, 1000]),
+)
+def test_hashes_from_the_cache_are_the_same_hashes(
+    prompts: list[tuple[int, int, str | None, int]], size: int, limit: int
+) -> None:
+    cache = HashCache(limit)
+    for branch, length, salt, look in prompts:
+        token_ids = [position if position < 40 else branch * 1000 + position for position in range(length)]
+        prompt, expected = PromptHashes(token_ids, size, salt=salt, cache=cache), sequence_hashes(token_ids, size, salt=salt)
+        known = prompt.upto(look)
+        assert len(known) >= min(look, prompt.count)
+        assert known == expected[: len(known)]
+        assert prompt.upto(prompt.count) == expected
+        assert len(cache) <= limit
+
+
+def test_a_prefix_that_was_seen_is_looked_up_and_not_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, size = HashCache(), 4
+    earlier = list(range(100 * size))
+    assert len(PromptHashes(earlier, size, cache=cache).upto(100)) == 100
+    computed: list[int] = []
+    compute = PromptHashes._compute
+    monkeypatch.setattr(
+        PromptHashes, "_compute", lambda self, data: (computed.append(len(data) // 4 // size), compute(self, data))[1]
+    )
+    turn = PromptHashes([*earlier, *range(7000, 7000 + 10 * size)], size, cache=cache)
+    assert turn.upto(110) == sequence_hashes([*earlier, *range(7000, 7000 + 10 * size)], size)
+    assert computed == [110 - 96]  # what is behind the last whole chunk of the earlier prompt
+
+
+def test_arrays_are_hashed_as_lists_are() -> None:
+    ids = array("I", range(70, 170))
+    assert sequence_hashes(ids, 16) == sequence_hashes(list(ids), 16) == sequence_hashes(tuple(ids), 16)
+    assert list(ids) == list(range(70, 170))

@@ -20,7 +20,7 @@ from dynamo_core.contracts import (
     RouteRequest,
     WorkerView,
 )
-from dynamo_core.kv import PromptHashes
+from dynamo_core.kv import HashCache, PromptHashes
 from dynamo_kv_router.config import KvRouterConfig
 from dynamo_kv_router.cost import Clock, LoadRow, Weights, costs
 from dynamo_kv_router.index import PrefixIndex, slots_of
@@ -69,6 +69,7 @@ class KvRouter:
         self._lots = random.Random(context.seed)
         self._speed = PrefillSpeed()
         self._index = PrefixIndex()
+        self._hashes = HashCache()
         self._pending = PendingPrompts()
         self._sent: dict[_Key, _Sent] = {}
         self._known: dict[int, WorkerLoad] = {}
@@ -105,7 +106,7 @@ class KvRouter:
         if not candidates:
             return Hold(reason="no worker is left for this request")
         tokens = len(request.token_ids)
-        prompt = PromptHashes(request.token_ids, self._block_size, lora=request.lora, salt=request.cache_salt)
+        prompt = PromptHashes(request.token_ids, self._block_size, lora=request.lora, salt=request.cache_salt, cache=self._hashes)
         overlaps, own = self._weigh(prompt, tokens)
         affinity = self.config.overlap_score_weight * self.weights.affinity
         price = costs(rows, own, tokens, self._clock, self._speed, affinity)
