@@ -178,13 +178,19 @@ class ClientConnection(Connection):
                 self.fail(CannotConnect(f"{self.address} speaks request plane version {message.version}, this process {VERSION}"))
                 self.abort()
         elif isinstance(message, Pong):
-            ping = self._pings.get(message.token)
-            if ping is not None and not ping.done():
-                ping.set_result(None)
+            self._pong(message)
+        elif isinstance(message, Ping):
+            self.send(Pong(message.token))
         elif isinstance(message, Drain):
             self._on_gone(self, message.endpoint)
         else:
             raise ProtocolError(f"a server may not send {type(message).__name__}")
+
+    def _pong(self, message: Pong) -> None:
+        super()._pong(message)
+        ping = self._pings.get(message.token)
+        if ping is not None and not ping.done():
+            ping.set_result(None)
 
     def _part(self, part: Part) -> None:
         stream = self.streams.get(part.stream)

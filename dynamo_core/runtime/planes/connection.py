@@ -21,18 +21,24 @@ from dynamo_core.runtime.planes.frames import (
     Hello,
     Message,
     Part,
+    Ping,
+    Pong,
     encode_frame,
     encode_message,
     parts,
     seal,
 )
+from dynamo_core.runtime.planes.heartbeat import Beat, Heartbeat
 
-__all__ = ["Connection"]
+__all__ = ["HEARTBEAT", "Connection"]
 
 _log = logging.getLogger(__name__)
 
 _PARTS_A_TURN = 16
 """1 MiB of large messages, then other callbacks of the loop get their turn."""
+
+HEARTBEAT = 0
+"""The token of pings that ask whether the peer still answers."""
 
 # What msgspec raises for values that msgpack cannot express.
 _CANNOT_ENCODE = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
@@ -45,6 +51,8 @@ class Connection(asyncio.Protocol, ABC):
         self.turn = 0
         """Goes up with each flush: what was put into the outbox in this turn may still be added to."""
         self.closed = False
+        self.beat: Beat | None = None
+        """With one, a peer that does not answer is lost. Set before the transport is there."""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._writable = False
@@ -52,7 +60,9 @@ class Connection(asyncio.Protocol, ABC):
         self._backlogs: dict[int, _Backlog] = {}
         self._assemblers: dict[int, Assembler] = {}
         self._reader = FrameReader()
-        self._broken: ProtocolError | None = None
+        self._broken: Exception | None = None
+        """Why this side ends the connection."""
+        self._heartbeat: Heartbeat | None = None
         self._closing = False
         self._gone = asyncio.Event()
 
@@ -173,6 +183,10 @@ class Connection(asyncio.Protocol, ABC):
             _log.warning("closing a connection of the request plane (%s): %s", self.peer(), error)
             self.abort()
 
+    def _pong(self, message: Pong) -> None:
+        if self._heartbeat is not None and message.token == HEARTBEAT:
+            self._heartbeat.answered()
+
     def _assemble(self, part: Part) -> tuple[Message | None, int]:
         """The message that ``part`` completes, if it does, and what its parts cost in credit."""
         assembler = self._assemblers.setdefault(part.stream, Assembler())
@@ -189,13 +203,21 @@ class Connection(asyncio.Protocol, ABC):
         name = transport and (transport.get_extra_info("peername") or transport.get_extra_info("sockname"))
         return str(name or "not connected")
 
+    def _silent(self, reason: str) -> None:
+        if not self._closing and self._broken is None:
+            _log.warning("closing a connection of the request plane (%s): %s", self.peer(), reason)
+        self._broken = self._broken or TimeoutError(reason)
+        self.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._writable = True
         if self.closed:
             self.abort()
-        else:
-            self._flush()
+            return
+        if self.beat is not None:
+            self._heartbeat = Heartbeat(self.beat, lambda: self.send(Ping(HEARTBEAT)), self._silent)
+        self._flush()
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -208,6 +230,8 @@ class Connection(asyncio.Protocol, ABC):
     def connection_lost(self, exc: Exception | None) -> None:
         self._writable = False
         self._gone.set()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         already, self.closed = self.closed, True
         self._outbox.clear()
         self._backlogs.clear()

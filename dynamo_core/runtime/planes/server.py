@@ -210,6 +210,8 @@ class ServerConnection(Connection):
                 self._handle(complete, whole=False)
         elif isinstance(message, Ping):
             self.send(Pong(message.token))
+        elif isinstance(message, Pong):
+            self._pong(message)
         elif isinstance(message, Hello):
             self._greet(message)
         else:

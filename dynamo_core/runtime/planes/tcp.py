@@ -1,7 +1,7 @@
 """Plugin ``tcp``: the request plane over Unix sockets on one host, or over TCP between hosts.
 
-The listener is a Unix socket in the run folder unless ``DYN_TCP_RPC_HOST`` or ``[plugins.tcp] host`` names an address. TCP
-carries no authentication: it belongs on a network that only the deployment's own machines reach.
+The listener is a Unix socket in the run folder unless ``DYN_TCP_RPC_HOST`` or ``[plugins.tcp] host`` names an address. Without
+TLS it carries no authentication: it belongs on a network that only the deployment's own machines reach.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ import asyncio
 import os
 import shutil
 import socket
+import ssl
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from dynamo_core.errors import StartupError
 from dynamo_core.hookspecs import hookimpl
 from dynamo_core.runtime.planes.client import ClientConnection
+from dynamo_core.runtime.planes.heartbeat import Beat
 from dynamo_core.runtime.planes.multiplex import MultiplexPlane
 from dynamo_core.runtime.planes.server import ServerConnection
+from dynamo_core.runtime.planes.tls import Tls, tls_from
 from dynamo_core.specs import PlaneContext, RequestPlaneSpec
 
 __all__ = ["TcpConfig", "TcpPlane", "dynamo_config", "dynamo_request_planes"]
@@ -35,19 +39,47 @@ class TcpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     port: int | None = None
     """Port to listen on; ``None``: ``DYN_TCP_RPC_PORT``, else a free one."""
     advertise: str | None = None
-    """Host to publish; ``None``: ``host``, or this machine's name when that is a wildcard."""
+    """``host`` or ``host:port`` to publish; ``None``: ``DYN_TCP_RPC_ADVERTISE``, else ``host``, or this machine's name for a
+    wildcard."""
+    heartbeat_secs: Annotated[float, msgspec.Meta(gt=0, le=60)] = 3.0
+    """Both ends of a connection ask each other this often whether they still answer."""
+    heartbeats_missed: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5
+    """A peer that lets so many pass is taken as lost."""
+    tls_cert: str | None = None
+    """File with this process's own certificate: it listens with TLS. ``None``: ``DYN_TCP_TLS_CERT_PATH``."""
+    tls_key: str | None = None
+    """File with its key. ``None``: ``DYN_TCP_TLS_KEY_PATH``."""
+    tls_ca: str | None = None
+    """File with the certificates that are trusted. ``None``: ``DYN_TCP_TLS_CA_CERT_PATH``, else the system's."""
+    tls_server_name: str | None = None
+    """Name that the others' certificates must carry. ``None``: ``DYN_TCP_TLS_SERVER_NAME``, else the host of their address."""
+    tls_verify_clients: bool = False
+    """Who calls must show a certificate, too. Or ``DYN_TCP_TLS_VERIFY_CLIENTS``."""
 
 
 class TcpPlane(MultiplexPlane):
     def __init__(self, config: TcpConfig, context: PlaneContext) -> None:
+        """Reads the certificates. Raises StartupError and ConfigError."""
         super().__init__(context.instance_id)
         self._config = config
+        self._beat = Beat(config.heartbeat_secs, config.heartbeats_missed)
+        self._tls = tls = _tls(config)
+        self._server_tls = tls.server() if tls.serves else None
+        self._client_tls = tls.client() if tls.serves or tls.ca is not None else None
         self._run_dir = context.run_dir
         self._path: Path | None = None
         self._own_folder: Path | None = None
         self._server: asyncio.Server | None = None
 
     async def _listen(self, accept: Callable[[], ServerConnection]) -> str:
+        def accepted() -> ServerConnection:
+            connection = accept()
+            connection.beat = self._beat
+            return connection
+
+        return await self._listen_somewhere(accepted)
+
+    async def _listen_somewhere(self, accept: Callable[[], ServerConnection]) -> str:
         if self._config.host is None and self._config.port is None:
             return await self._listen_unix(accept)
         return await self._listen_tcp(accept)
@@ -80,29 +112,35 @@ class TcpPlane(MultiplexPlane):
 
     async def _listen_tcp(self, accept: Callable[[], ServerConnection]) -> str:
         host, port = self._config.host or "127.0.0.1", self._config.port or 0
+        loop = asyncio.get_running_loop()
         try:
-            self._server = await asyncio.get_running_loop().create_server(accept, host, port, backlog=_BACKLOG)
+            self._server = await loop.create_server(accept, host, port, backlog=_BACKLOG, ssl=self._server_tls)
         except OSError as error:
             text = f"cannot listen on {host}:{port}: {error.strerror or error}; change DYN_TCP_RPC_HOST or DYN_TCP_RPC_PORT"
             raise StartupError(text) from None
         port = self._server.sockets[0].getsockname()[1]
-        if self._config.advertise is not None:
-            host = self._config.advertise
-        elif host in {"0.0.0.0", "::", ""}:  # noqa: S104  # compared, not bound
-            host = socket.gethostname()
-        return f"tcp:{host}:{port}"
+        scheme = "tcp" if self._server_tls is None else "tls"
+        return f"{scheme}:{_published(self._config.advertise, host, port)}"
 
     async def _dial(self, address: str, connection: ClientConnection) -> None:
         loop = asyncio.get_running_loop()
+        connection.beat = self._beat
         kind, _, rest = address.partition(":")
         if kind == "unix":
             await loop.create_unix_connection(lambda: connection, rest)
-        elif kind == "tcp":
+        elif kind in {"tcp", "tls"}:
             host, _, port = rest.rpartition(":")
-            transport, _ = await loop.create_connection(lambda: connection, host, int(port))
+            context = self._trusting() if kind == "tls" else None
+            name = (self._tls.server_name or host) if context is not None else None
+            transport, _ = await loop.create_connection(lambda: connection, host, int(port), ssl=context, server_hostname=name)
             _detect_dead_hosts(transport)
         else:
-            raise ValueError("the address begins neither with unix: nor with tcp:")
+            raise ValueError("the address begins with none of unix:, tcp: and tls:")
+
+    def _trusting(self) -> ssl.SSLContext:
+        if self._client_tls is None:
+            self._client_tls = self._tls.client()
+        return self._client_tls
 
     async def _stop_listening(self) -> None:
         if self._path is not None:
@@ -123,6 +161,22 @@ def _detect_dead_hosts(transport: asyncio.BaseTransport) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+def _published(advertise: str | None, host: str, port: int) -> str:
+    """``host:port`` as others are to dial it; an IPv6 address needs no brackets, the port stands after the last colon."""
+    if advertise is None:
+        if host in {"0.0.0.0", "::", ""}:  # noqa: S104  # compared, not bound
+            host = socket.gethostname()
+        return f"{host}:{port}"
+    if advertise.startswith("["):
+        name, _, own_port = advertise[1:].partition("]")
+        return f"{name}:{own_port.removeprefix(':') or port}"
+    return advertise if advertise.count(":") == 1 else f"{advertise}:{port}"
+
+
+def _tls(config: TcpConfig) -> Tls:
+    return Tls(config.tls_ca, config.tls_cert, config.tls_key, config.tls_server_name, config.tls_verify_clients)
+
+
 def _from_environment(config: TcpConfig) -> TcpConfig:
     host = config.host or os.environ.get("DYN_TCP_RPC_HOST") or None
     port = config.port
@@ -130,7 +184,19 @@ def _from_environment(config: TcpConfig) -> TcpConfig:
         if not text.isascii() or not text.isdigit() or int(text) > 65535:
             raise StartupError(f"DYN_TCP_RPC_PORT is {text!r}: give a port number between 0 and 65535")
         port = int(text)
-    return msgspec.structs.replace(config, host=host, port=port)
+    advertise = config.advertise or os.environ.get("DYN_TCP_RPC_ADVERTISE") or None
+    tls = tls_from(_tls(config), os.environ)
+    return msgspec.structs.replace(
+        config,
+        host=host,
+        port=port,
+        advertise=advertise,
+        tls_ca=tls.ca,
+        tls_cert=tls.cert,
+        tls_key=tls.key,
+        tls_server_name=tls.server_name,
+        tls_verify_clients=tls.verify_clients,
+    )
 
 
 @hookimpl
