@@ -23,6 +23,7 @@ from dynamo_core.hookspecs import hookimpl
 from dynamo_core.runtime.planes.client import ClientConnection
 from dynamo_core.runtime.planes.heartbeat import Beat
 from dynamo_core.runtime.planes.multiplex import MultiplexPlane
+from dynamo_core.runtime.planes.published import port_of, published_address
 from dynamo_core.runtime.planes.server import ServerConnection
 from dynamo_core.runtime.planes.tls import Tls, tls_from
 from dynamo_core.specs import PlaneContext, RequestPlaneSpec
@@ -120,7 +121,7 @@ class TcpPlane(MultiplexPlane):
             raise StartupError(text) from None
         port = self._server.sockets[0].getsockname()[1]
         scheme = "tcp" if self._server_tls is None else "tls"
-        return f"{scheme}:{_published(self._config.advertise, host, port)}"
+        return f"{scheme}:{published_address(self._config.advertise, host, port)}"
 
     async def _dial(self, address: str, connection: ClientConnection) -> None:
         loop = asyncio.get_running_loop()
@@ -161,18 +162,6 @@ def _detect_dead_hosts(transport: asyncio.BaseTransport) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _published(advertise: str | None, host: str, port: int) -> str:
-    """``host:port`` as others are to dial it; an IPv6 address needs no brackets, the port stands after the last colon."""
-    if advertise is None:
-        if host in {"0.0.0.0", "::", ""}:  # noqa: S104  # compared, not bound
-            host = socket.gethostname()
-        return f"{host}:{port}"
-    if advertise.startswith("["):
-        name, _, own_port = advertise[1:].partition("]")
-        return f"{name}:{own_port.removeprefix(':') or port}"
-    return advertise if advertise.count(":") == 1 else f"{advertise}:{port}"
-
-
 def _tls(config: TcpConfig) -> Tls:
     return Tls(config.tls_ca, config.tls_cert, config.tls_key, config.tls_server_name, config.tls_verify_clients)
 
@@ -181,9 +170,7 @@ def _from_environment(config: TcpConfig) -> TcpConfig:
     host = config.host or os.environ.get("DYN_TCP_RPC_HOST") or None
     port = config.port
     if port is None and (text := os.environ.get("DYN_TCP_RPC_PORT")):
-        if not text.isascii() or not text.isdigit() or int(text) > 65535:
-            raise StartupError(f"DYN_TCP_RPC_PORT is {text!r}: give a port number between 0 and 65535")
-        port = int(text)
+        port = port_of("DYN_TCP_RPC_PORT", text)
     advertise = config.advertise or os.environ.get("DYN_TCP_RPC_ADVERTISE") or None
     tls = tls_from(_tls(config), os.environ)
     return msgspec.structs.replace(

@@ -22,6 +22,7 @@ import zmq
 
 from dynamo_core.errors import StartupError
 from dynamo_core.hookspecs import hookimpl
+from dynamo_core.runtime.planes.published import port_of, published_address
 from dynamo_core.specs import EventPlaneSpec, PlaneContext
 
 __all__ = ["ZmqConfig", "ZmqEvents", "dynamo_config", "dynamo_event_planes"]
@@ -34,13 +35,19 @@ _QUEUE_MESSAGES = 16_384
 _BATCH = 256
 """Messages taken from a socket before other callbacks of the loop get their turn."""
 _PATH_BYTES = 100
+_LOOPBACK = "127.0.0.1"
+_HEARTBEAT_MS = 3_000
+_SILENCE_MS = 15_000
 
 
 class ZmqConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str | None = None
     """Address to publish on over TCP; ``None``: ``DYN_ZMQ_EVENT_HOST``, else ``ipc://`` in the run folder."""
     port: int | None = None
-    """``None``: a free one."""
+    """``None``: ``DYN_ZMQ_EVENT_PORT``, else a free one."""
+    advertise: str | None = None
+    """``host`` or ``host:port`` to publish; ``None``: ``DYN_ZMQ_EVENT_ADVERTISE``, else ``host``, or this machine's name for a
+    wildcard."""
 
 
 class ZmqEvents:
@@ -61,6 +68,7 @@ class ZmqEvents:
         publisher = self._context.socket(zmq.PUB)
         publisher.setsockopt(zmq.LINGER, 0)
         publisher.setsockopt(zmq.SNDHWM, _QUEUE_MESSAGES)
+        _over_networks(publisher)
         wanted = self._wanted()
         try:
             publisher.bind(wanted)
@@ -72,6 +80,9 @@ class ZmqEvents:
         self._address = publisher.getsockopt_string(zmq.LAST_ENDPOINT)
         if wanted.startswith("ipc://"):
             await asyncio.to_thread(Path(wanted.removeprefix("ipc://")).chmod, 0o600)
+        else:
+            host, port = self._config.host or _LOOPBACK, int(self._address.rpartition(":")[2])
+            self._address = f"tcp://{_bracketed(published_address(self._config.advertise, host, port))}"
         return self._address
 
     def publish(self, topic: str, payload: bytes) -> None:
@@ -98,8 +109,9 @@ class ZmqEvents:
         if self._publisher is not None:
             self._publisher.close()
             self._publisher = None
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(Path(self._address.removeprefix("ipc://")).unlink)
+            if self._address.startswith("ipc://"):
+                with contextlib.suppress(OSError):
+                    await asyncio.to_thread(Path(self._address.removeprefix("ipc://")).unlink)
         if self._context is not None:
             self._context.term()
             self._context = None
@@ -108,7 +120,8 @@ class ZmqEvents:
 
     def _wanted(self) -> str:
         if self._config.host is not None or self._config.port is not None:
-            return f"tcp://{self._config.host or '127.0.0.1'}:{self._config.port or '*'}"
+            address = f"{self._config.host or _LOOPBACK}:{self._config.port or '*'}"
+            return f"tcp://{_bracketed(address)}"
         path = Path(self._plane.run_dir).absolute() / f"{self._plane.instance_id:x}.events"
         if len(os.fsencode(path)) > _PATH_BYTES:
             self._own_folder = tempfile.mkdtemp(prefix="dynamo-")
@@ -150,6 +163,7 @@ class _Source:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        _over_networks(socket)
         socket.connect(address)
         self._descriptor = int(socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._descriptor, self._read)
@@ -200,8 +214,28 @@ class _Source:
         self._loop.call_soon(self._read)
 
 
+def _over_networks(socket: zmq.Socket[bytes]) -> None:
+    """IPv6, and a peer that is cut off without a word is dialled again."""
+    socket.setsockopt(zmq.IPV6, 1)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, _SILENCE_MS)
+
+
+def _bracketed(address: str) -> str:
+    """ZeroMQ wants brackets around an IPv6 address."""
+    host, _, port = address.rpartition(":")
+    return f"[{host}]:{port}" if ":" in host else address
+
+
 def _from_environment(config: ZmqConfig) -> ZmqConfig:
-    return msgspec.structs.replace(config, host=config.host or os.environ.get("DYN_ZMQ_EVENT_HOST") or None)
+    environ = os.environ
+    port = config.port
+    if port is None and (text := environ.get("DYN_ZMQ_EVENT_PORT")):
+        port = port_of("DYN_ZMQ_EVENT_PORT", text)
+    host = config.host or environ.get("DYN_ZMQ_EVENT_HOST") or None
+    advertise = config.advertise or environ.get("DYN_ZMQ_EVENT_ADVERTISE") or None
+    return msgspec.structs.replace(config, host=host, port=port, advertise=advertise)
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from dynamo_core.errors import StartupError
 from dynamo_core.runtime.planes.inproc import InprocEvents, InprocHub
-from dynamo_core.runtime.planes.zmq import ZmqConfig, ZmqEvents
+from dynamo_core.runtime.planes.zmq import ZmqConfig, ZmqEvents, dynamo_event_planes
 from dynamo_core.specs import PlaneContext
 
 
@@ -181,3 +182,20 @@ async def test_a_folder_or_port_that_cannot_be_used_is_one_sentence(folder: str)
     with pytest.raises(StartupError, match="DYN_RUN_DIR"):
         await (broken := ZmqEvents(ZmqConfig(), context)).start()
     await broken.close()
+
+
+async def test_a_wildcard_is_published_as_something_that_others_can_dial(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = PlaneContext(namespace="test", run_dir=folder, instance_id=1)
+    plane = ZmqEvents(ZmqConfig(host="0.0.0.0"), context)
+    address = await plane.start()
+    await plane.close()
+    assert address.startswith(f"tcp://{socket.gethostname()}:")
+    (spec,) = dynamo_event_planes()
+    monkeypatch.setenv("DYN_ZMQ_EVENT_HOST", "127.0.0.1")
+    monkeypatch.setenv("DYN_ZMQ_EVENT_ADVERTISE", "10.0.0.7:9")
+    plane = spec.factory(None, context)
+    assert await plane.start() == "tcp://10.0.0.7:9"
+    await plane.close()
+    monkeypatch.setenv("DYN_ZMQ_EVENT_PORT", "many")
+    with pytest.raises(StartupError, match="DYN_ZMQ_EVENT_PORT"):
+        spec.factory(None, context)
