@@ -6,7 +6,7 @@ import pytest
 
 from dynamo_core.contracts import ModelCard, WorkerView
 from dynamo_kv_router.cost import YOUTH_RATES, YOUTH_SHARES, Clock, Weights, costs
-from dynamo_kv_router.load import WorkerLoad
+from dynamo_kv_router.load import PlaceLoad
 from dynamo_kv_router.speed import MeanStay, PrefillSpeed
 
 WEIGHTS = Weights()
@@ -22,7 +22,7 @@ def test_three_exponentials_stand_for_the_hyperbola() -> None:
 
 def test_the_cost_is_the_formula() -> None:
     clock, speed = Clock(WEIGHTS, 0.0), PrefillSpeed()
-    load = WorkerLoad(WorkerView(1, CARD))
+    load = PlaceLoad(WorkerView(1, CARD))
     load.begin(3000, 80.0, 0.0)
     load.begin(2000, 40.0, 0.0)
     clock.tick(50.0)
@@ -30,7 +30,7 @@ def test_the_cost_is_the_formula() -> None:
     clock.tick(270.0)
     row, tokens, new, w = load.row(WEIGHTS, 1.0, 500.0), 1000, 360, WEIGHTS
     own = new * speed.token_ms
-    (cost,) = costs([row], [own], tokens, clock, speed, w.affinity)
+    (cost,) = costs([row], [new], tokens, clock, speed, w.affinity)
     wait = 270 - 90  # its last prompt should have been done at 50 + 40
     age = clock.youth(50.0)
     young = 1 + sum(a * f for a, f in zip(age, clock.fading, strict=True))
@@ -40,7 +40,7 @@ def test_the_cost_is_the_formula() -> None:
 
 def test_ages_survive_the_reference_time_moving() -> None:
     clock = Clock(WEIGHTS, 0.0)
-    load = WorkerLoad(WorkerView(1, CARD))
+    load = PlaceLoad(WorkerView(1, CARD))
     load.begin(10, 1.0, 0.0)
     load.begin(10, 1.0, 0.0)
     load.first_token(10, 1.0, 0.0, clock)
@@ -61,7 +61,7 @@ def test_ages_survive_the_reference_time_moving() -> None:
 
 def test_an_overdue_worker_gets_dearer() -> None:
     clock, speed = Clock(WEIGHTS, 0.0), PrefillSpeed()
-    load = WorkerLoad(WorkerView(1, CARD))
+    load = PlaceLoad(WorkerView(1, CARD))
     load.begin(100, 50.0, 0.0)
     prices = []
     for now in (10.0, 50.0, 5000.0):
@@ -74,7 +74,7 @@ def test_a_prompt_that_does_not_fit_waits_until_enough_of_the_others_is_gone() -
     clock, speed = Clock(WEIGHTS, 0.0), PrefillSpeed()
 
     def price(held: int, tokens: int, stay_ms: float) -> float:
-        load = WorkerLoad(WorkerView(1, CARD))
+        load = PlaceLoad(WorkerView(1, CARD))
         if held:
             load.begin(held, 1.0, 0.0)
             load.first_token(held, 1.0, 0.0, clock)
@@ -91,7 +91,7 @@ def test_a_prompt_that_does_not_fit_waits_until_enough_of_the_others_is_gone() -
 
 
 def test_a_cache_of_unknown_size_always_has_room() -> None:
-    load = WorkerLoad(WorkerView(1, ModelCard(name="m", path="")))
+    load = PlaceLoad(WorkerView(1, ModelCard(name="m", path="")))
     load.begin(10**9, 1.0, 0.0)
     assert load.row(WEIGHTS, 1.0, 500.0).room == float("inf")
 
@@ -109,7 +109,7 @@ def test_the_mean_stay_follows_what_is_seen() -> None:
 
 def test_first_tokens_of_one_step_are_one_observation() -> None:
     clock = Clock(WEIGHTS, 0.0)
-    load = WorkerLoad(WorkerView(1, CARD))
+    load = PlaceLoad(WorkerView(1, CARD))
     for _ in range(3):
         load.begin(100, 5.0, 0.0)
     clock.tick(40.0)

@@ -33,9 +33,11 @@ HASHES = tuple(sequence_hashes(PROMPT, SIZE))
 class Fleet:
     """A router, its workers and a clock that stands still until told."""
 
-    def __init__(self, count: int = 4, *, kv_events: bool = True, **config: Any) -> None:
+    def __init__(self, count: int = 4, *, kv_events: bool = True, ranks: int = 1, **config: Any) -> None:
         self.now = 0.0
-        card = ModelCard(name="m", path="", block_size=SIZE, total_kv_blocks=1000, kv_events=kv_events)
+        card = ModelCard(
+            name="m", path="", block_size=SIZE, total_kv_blocks=1000, kv_events=kv_events, data_parallel_size=ranks
+        )
         self.workers = {i: WorkerView(i, card) for i in range(1, count + 1)}
         context = RouterContext(model="m", block_size=SIZE, clock=lambda: self.now, seed=7)
         self.router = KvRouter(KvRouterConfig(**config), context)
@@ -162,7 +164,8 @@ def test_slower_tiers_are_not_counted(fleet: Fleet) -> None:
     assert fleet.serve(PROMPT).overlap_blocks == 0
 
 
-def test_ranks_of_a_worker_are_kept_apart(fleet: Fleet) -> None:
+def test_ranks_of_a_worker_are_kept_apart() -> None:
+    fleet = Fleet(ranks=2)
     fleet.tell(3, KvStored(HASHES[:10]), rank=0)
     fleet.tell(3, KvStored(HASHES[:30]), rank=1)
     assert fleet.serve(PROMPT).overlap_blocks == 30

@@ -50,10 +50,10 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadRow(NamedTuple):
-    """One worker's load as :func:`costs` wants it: what does not depend on the request or the time."""
+    """One place's load as :func:`costs` wants it: what does not depend on the request or the time."""
 
     place: int
-    """Where ``own`` has the worker."""
+    """Where lists by place have it."""
     busy_until: float
     """Milliseconds on the router's clock; 0 when no prompt is being computed."""
     crowd: float
@@ -106,9 +106,9 @@ class Clock:
 
 
 def costs(
-    rows: Iterable[LoadRow], own: Sequence[float], tokens: int, clock: Clock, speed: PrefillSpeed, affinity: float
+    rows: Iterable[LoadRow], new: Sequence[float], tokens: int, clock: Clock, speed: PrefillSpeed, affinity: float
 ) -> list[float]:
-    """One cost a row. ``own`` has by place what the worker would compute, in milliseconds. 0.4 µs a row."""
+    """One cost a row. ``new`` has by place the tokens that would be computed there. 0.4 µs a row."""
     overhead_ms, token_ms = speed.overhead_ms, speed.token_ms
     now = clock.now
     f1, f2, f3 = clock.fading
@@ -123,5 +123,5 @@ def costs(
             wait = now - busy_until
         if tokens > room:
             wait += min((tokens - room) * drain, stay)
-        add(wait + own[place] * (affinity + crowd + y1 * f1 + y2 * f2 + y3 * f3) + token_ms * load)
+        add(wait + new[place] * token_ms * (affinity + crowd + y1 * f1 + y2 * f2 + y3 * f3) + token_ms * load)
     return result

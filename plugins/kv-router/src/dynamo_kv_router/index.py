@@ -73,10 +73,16 @@ class PrefixIndex:
         Beyond the slot's limit the oldest go until the share ``keep`` of it is left.
         """
         owned, where, bit = self._blocks(slot), self._where, 1 << slot
-        for seq_hash in reversed(seq_hashes):
-            if owned.pop(seq_hash, None) is None:
+        run = dict.fromkeys(reversed(seq_hashes), expiry)
+        if not owned.keys().isdisjoint(run):
+            for seq_hash in run:
+                owned.pop(seq_hash, None)  # so that it becomes the latest
+        owned.update(run)
+        if where.keys().isdisjoint(run):
+            where.update(dict.fromkeys(run, bit))
+        else:
+            for seq_hash in run:
                 where[seq_hash] = where.get(seq_hash, 0) | bit
-            owned[seq_hash] = expiry
         if len(owned) > self._limit[slot]:
             excess = len(owned) - int(self._limit[slot] * keep)
             self.removed(slot, list(islice(owned, excess)))

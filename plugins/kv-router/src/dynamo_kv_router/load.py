@@ -1,4 +1,4 @@
-"""What a router knows of one worker's load: its own dispatches and what became of them."""
+"""What a router knows of one place's load: its own dispatches and what became of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dynamo_core.contracts import WorkerView
 from dynamo_kv_router.cost import Clock, LoadRow, Weights
 
-__all__ = ["Observation", "WorkerLoad"]
+__all__ = ["Observation", "PlaceLoad"]
 
 _SAME_STEP_MS = 1.0
 """First tokens that come closer together than this come from one step."""
@@ -19,22 +19,27 @@ class Observation(NamedTuple):
     ms: float
 
 
-class WorkerLoad:
-    """Counts are exact: each ``begin`` is answered by one ``end``, with at most one ``first_token`` between."""
+class PlaceLoad:
+    """A data-parallel rank of a worker; nearly always the whole worker.
+
+    Counts are exact: each ``begin`` is answered by one ``end``, with at most one ``first_token`` between.
+    """
 
     __slots__ = (
         "_measured", "_measured_at", "_measured_from", "_owed_ms", "busy_until", "capacity", "given", "id", "place", "prefilling",
-        "requests", "slots", "tokens", "youth",
+        "rank", "requests", "several", "tokens", "youth",
     )  # fmt: skip
 
-    def __init__(self, worker: WorkerView) -> None:
+    def __init__(self, worker: WorkerView, rank: int = 0) -> None:
         self.id = worker.id
+        """Of the worker."""
+        self.rank = rank
+        self.several = worker.card.data_parallel_size > 1
+        """The worker has other ranks."""
         self.place = 0
         """In the router's lists; changes when workers come and go."""
         self.capacity = worker.card.total_kv_blocks * worker.card.block_size
         """Tokens; 0: unknown."""
-        self.slots: dict[int, int] = {}
-        """In the prefix index, by data-parallel rank."""
         self.given = 0
         """When it last got a request: a running number."""
         self.requests = 0
@@ -47,6 +52,11 @@ class WorkerLoad:
         self._owed_ms = 0.0
         self._measured = 0
         self._measured_from = self._measured_at = 0.0
+
+    @property
+    def name(self) -> int | str:
+        """For people."""
+        return f"{self.id}/{self.rank}" if self.several else self.id
 
     def row(self, weights: Weights, weight: float, stay_ms: float) -> LoadRow:
         """For :func:`~dynamo_kv_router.cost.costs`; made anew whenever something of the load changed."""

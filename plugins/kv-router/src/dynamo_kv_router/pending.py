@@ -7,6 +7,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from dynamo_core.kv import PromptHashes
+from dynamo_kv_router.load import PlaceLoad
 
 __all__ = ["PendingPrompts", "Promise"]
 
@@ -15,12 +16,12 @@ _CANDIDATES = 16
 
 
 class Promise(NamedTuple):
-    worker_id: int
+    place: PlaceLoad
     blocks: int
 
 
 class _Prompt(NamedTuple):
-    worker_id: int
+    place: PlaceLoad
     prompt: PromptHashes
 
 
@@ -28,9 +29,9 @@ class PendingPrompts:
     def __init__(self) -> None:
         self._by_root: dict[int, dict[Hashable, _Prompt]] = {}
 
-    def add(self, key: Hashable, worker_id: int, prompt: PromptHashes) -> None:
+    def add(self, key: Hashable, place: PlaceLoad, prompt: PromptHashes) -> None:
         if prompt.count:
-            self._by_root.setdefault(prompt.upto(1)[0], {})[key] = _Prompt(worker_id, prompt)
+            self._by_root.setdefault(prompt.upto(1)[0], {})[key] = _Prompt(place, prompt)
 
     def discard(self, key: Hashable, prompt: PromptHashes) -> None:
         """Its first token came, or it ended otherwise. O(1); unknown ones are ignored."""
@@ -48,7 +49,7 @@ class PendingPrompts:
         family = self._by_root.get(prompt.upto(1)[0])
         if family:
             for sent in islice(reversed(family.values()), _CANDIDATES):
-                yield Promise(sent.worker_id, _common(prompt, sent.prompt))
+                yield Promise(sent.place, _common(prompt, sent.prompt))
 
 
 def _common(one: PromptHashes, other: PromptHashes) -> int:

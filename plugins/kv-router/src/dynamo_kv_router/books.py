@@ -1,0 +1,140 @@
+"""The books: which request was sent to which place, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, KeysView
+
+from dynamo_core.contracts import WorkerView
+from dynamo_kv_router.config import KvRouterConfig
+from dynamo_kv_router.cost import Clock, LoadRow, Weights
+from dynamo_kv_router.load import Observation, PlaceLoad
+from dynamo_kv_router.speed import MeanStay, PrefillSpeed
+
+__all__ = ["Books", "Sent"]
+
+
+class Sent:
+    """A request on a place, from ``begin`` to ``end``."""
+
+    __slots__ = ("at", "first_token", "new_tokens", "own_ms", "place", "tokens")
+
+    def __init__(self, place: PlaceLoad, tokens: int, new_tokens: int, own_ms: float, at: float) -> None:
+        self.place = place
+        self.tokens = tokens
+        self.new_tokens = new_tokens
+        self.own_ms = own_ms
+        self.at = at
+        self.first_token: float | None = None
+
+
+class Books:
+    """One account a place: a data-parallel rank of a worker, and nearly always the whole worker.
+
+    Keys name requests; whoever sends one chooses its key. Each ``begin`` is answered by one ``end``, with at most one
+    ``first_token`` between; keys that are not in the books are ignored.
+    """
+
+    def __init__(self, config: KvRouterConfig, weights: Weights, seconds: Callable[[], float]) -> None:
+        self._config = config
+        self._weights = weights
+        self._seconds = seconds
+        self.clock = Clock(weights, seconds() * 1000)
+        self.speed = PrefillSpeed()
+        self.stay = MeanStay()
+        self.places: list[PlaceLoad] = []
+        """By worker id and rank, so that nothing depends on the order of their coming."""
+        self.rows: list[LoadRow] = []
+        """One a place, in the same order."""
+        self._workers: dict[int, tuple[PlaceLoad, ...]] = {}
+        self._sent: dict[Hashable, Sent] = {}
+        self._given = 0
+
+    def __len__(self) -> int:
+        """Requests that are somewhere."""
+        return len(self._sent)
+
+    # --- workers -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def workers(self) -> KeysView[int]:
+        """Ids."""
+        return self._workers.keys()
+
+    def of(self, worker_id: int) -> tuple[PlaceLoad, ...]:
+        """The worker's places by rank; none for an unknown worker."""
+        return self._workers.get(worker_id, ())
+
+    def add(self, worker: WorkerView) -> tuple[PlaceLoad, ...]:
+        """Returns its places: one a data-parallel rank."""
+        places = tuple(PlaceLoad(worker, rank) for rank in range(max(1, worker.card.data_parallel_size)))
+        self._workers[worker.id] = places
+        self._line_up()
+        return places
+
+    def remove(self, worker_id: int) -> None:
+        """What it was sent stays in the books until it ends, and weighs on nobody."""
+        if self._workers.pop(worker_id, None) is not None:
+            self._line_up()
+
+    def _line_up(self) -> None:
+        self.places = [place for worker_id in sorted(self._workers) for place in self._workers[worker_id]]
+        for at, place in enumerate(self.places):
+            place.place = at
+        self.rows = [self._row(place) for place in self.places]
+
+    # --- requests ------------------------------------------------------------------------------------------------------------
+
+    def begin(self, key: Hashable, place: PlaceLoad, tokens: int, new_tokens: int, own_ms: float) -> None:
+        """A prompt was sent there, of which ``new_tokens`` are to be computed within ``own_ms`` once it is its turn."""
+        if key in self._sent:
+            self.end(key)
+        now = self.clock.now
+        if not place.prefilling:
+            own_ms += self.speed.overhead_ms
+        self._sent[key] = Sent(place, tokens, new_tokens, own_ms, now)
+        place.begin(tokens, own_ms, now)
+        self._given += 1
+        place.given = self._given
+        self._changed(place)
+
+    def first_token(self, key: Hashable) -> None:
+        """Its prompt is computed."""
+        sent = self._sent.get(key)
+        if sent is None or sent.first_token is not None:
+            return
+        self.tick()
+        sent.first_token = self.clock.now
+        self._learn(sent.place.first_token(sent.new_tokens, sent.own_ms, sent.at, self.clock))
+        self._changed(sent.place)
+
+    def end(self, key: Hashable) -> None:
+        """It is gone, in whatever way."""
+        sent = self._sent.pop(key, None)
+        if sent is None:
+            return
+        self.tick()
+        self._learn(sent.place.measured(self.clock.now))
+        if sent.first_token is not None:
+            self.stay.observe(self.clock.now - sent.at)
+        sent.place.end(sent.tokens, sent.own_ms, sent.first_token, self.clock)
+        self._changed(sent.place)
+
+    def tick(self) -> None:
+        """Look at the clock; all times within a call of the router are this one."""
+        factors = self.clock.tick(self._seconds() * 1000)
+        if factors is not None:
+            for place in self.places:
+                place.fade(factors)
+            self.rows = [self._row(place) for place in self.places]
+
+    def _learn(self, seen: Observation | None) -> None:
+        if seen is not None:
+            self.speed.observe(seen.tokens, seen.ms)
+
+    def _changed(self, place: PlaceLoad) -> None:
+        at = place.place
+        if at < len(self.places) and self.places[at] is place:
+            self.rows[at] = self._row(place)
+
+    def _row(self, place: PlaceLoad) -> LoadRow:
+        return place.row(self._weights, self._config.overlap_score_weight, self.stay.ms)

@@ -1,0 +1,146 @@
+"""What the router believes of the workers' caches: told by KV events, assumed where there are none, promised by what was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+from dynamo_core.contracts import KvBatch, KvCleared, KvRemoved, KvStored, RouteRequest, WorkerView
+from dynamo_core.kv import HashCache, PromptHashes
+from dynamo_kv_router.config import KvRouterConfig
+from dynamo_kv_router.index import PrefixIndex, slots_of
+from dynamo_kv_router.load import PlaceLoad
+from dynamo_kv_router.pending import PendingPrompts
+
+__all__ = ["Caches", "Overlap"]
+
+_EXPIRY_EVERY_MS = 1000.0
+
+
+class Overlap(NamedTuple):
+    """By place."""
+
+    blocks: list[int]
+    """Leading blocks of the prompt that are there, or will be before the request could begin."""
+    new_tokens: list[int]
+    """What is left to compute; at least one token is."""
+
+
+class Caches:
+    """Costs O(log blocks) a request and O(blocks named) an event."""
+
+    def __init__(self, config: KvRouterConfig, block_size: int) -> None:
+        self._config = config
+        self._block_size = block_size
+        self._index = PrefixIndex()
+        self._hashes = HashCache()
+        self._pending = PendingPrompts()
+        self._prompts: dict[Hashable, PromptHashes] = {}
+        self._owners: dict[int, PlaceLoad] = {}
+        """Of each slot of the index: the place that has these blocks."""
+        self._slots: dict[PlaceLoad, int] = {}
+        self._assumed: dict[PlaceLoad, int] = {}
+        """Places without KV events and the slot that says what they should have."""
+        self._expire_at = 0.0
+
+    def __len__(self) -> int:
+        """Different blocks."""
+        return len(self._index)
+
+    def prompt(self, request: RouteRequest) -> PromptHashes:
+        return PromptHashes(request.token_ids, self._block_size, lora=request.lora, salt=request.cache_salt, cache=self._hashes)
+
+    def overlap(self, prompt: PromptHashes, tokens: int, places: Sequence[PlaceLoad]) -> Overlap:
+        """``places``: all there are, in the order of the books."""
+        owners, size = self._owners, self._block_size
+        blocks = [0] * len(places)
+        rest = [tokens] * len(places)
+        for match in self._index.match(prompt):
+            left = max(1, tokens - match.blocks * size)
+            for slot in slots_of(match.slots):
+                at = owners[slot].place
+                blocks[at] = match.blocks
+                rest[at] = left
+        for promise in self._pending.match(prompt):
+            at = promise.place.place
+            if at < len(places) and places[at] is promise.place and promise.blocks > blocks[at]:
+                blocks[at] = promise.blocks
+                rest[at] = max(1, tokens - promise.blocks * size)
+        return Overlap(blocks, rest)
+
+    # --- requests ------------------------------------------------------------------------------------------------------------
+
+    def sent(self, key: Hashable, place: PlaceLoad, prompt: PromptHashes, now: float) -> None:
+        """The prompt will be computed there."""
+        self._prompts[key] = prompt
+        self._pending.add(key, place, prompt)
+        slot = self._assumed.get(place)
+        if slot is not None:
+            expiry = now + self._config.router_ttl_secs * 1000
+            self._index.stored(slot, prompt.upto(prompt.count), expiry, keep=self._config.router_prune_target_ratio)
+
+    def computed(self, key: Hashable) -> None:
+        """Its first token came, or it ended without one: from here on events say what there is."""
+        prompt = self._prompts.pop(key, None)
+        if prompt is not None:
+            self._pending.discard(key, prompt)
+
+    # --- workers -------------------------------------------------------------------------------------------------------------
+
+    def add(self, worker: WorkerView, places: Sequence[PlaceLoad]) -> None:
+        if self._config.use_kv_events and worker.card.kv_events:
+            return
+        most = self._config.router_max_tree_size
+        for place in places:
+            slot = self._index.open(min(most, worker.card.total_kv_blocks or most), expiring=True)
+            self._assumed[place] = self._slots[place] = slot
+            self._owners[slot] = place
+
+    def remove(self, places: Sequence[PlaceLoad]) -> None:
+        """O(blocks of the worker)."""
+        for place in places:
+            self._assumed.pop(place, None)
+            slot = self._slots.pop(place, None)
+            if slot is not None:
+                self._index.close(slot)
+                del self._owners[slot]
+
+    def listens(self, place: PlaceLoad) -> bool:
+        """KV events say what it has."""
+        return place not in self._assumed
+
+    def size(self, place: PlaceLoad) -> int:
+        """Its blocks."""
+        slot = self._slots.get(place)
+        return 0 if slot is None else self._index.size(slot)
+
+    def take(self, batch: KvBatch, place: PlaceLoad) -> None:
+        """Only blocks in the device's own memory are indexed; slower tiers are not counted as cached."""
+        if place in self._assumed:
+            return
+        slot = self._slots.get(place)
+        if slot is None:
+            slot = self._slots[place] = self._index.open(self._config.router_max_tree_size)
+            self._owners[slot] = place
+        for event in batch.events:
+            if isinstance(event, KvCleared):
+                self._index.clear(slot)
+            elif event.tier != "device":
+                continue
+            elif isinstance(event, KvStored):
+                self._index.stored(slot, event.seq_hashes, keep=self._config.router_prune_target_ratio)
+            elif isinstance(event, KvRemoved):
+                self._index.removed(slot, event.seq_hashes)
+
+    def lost(self, place: PlaceLoad) -> None:
+        """Events were: what they said is void."""
+        slot = self._slots.get(place)
+        if slot is not None and place not in self._assumed:
+            self._index.clear(slot)
+
+    def expire(self, now: float) -> None:
+        """Drop what is assumed no longer; looks once a second."""
+        if now >= self._expire_at:
+            self._expire_at = now + _EXPIRY_EVERY_MS
+            for slot in self._assumed.values():
+                self._index.expire(slot, now)

@@ -1,0 +1,57 @@
+"""From prices to a worker: the cheapest, or lots drawn; equal ones take turns."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from dynamo_kv_router.load import PlaceLoad
+
+__all__ = ["Chooser", "explain"]
+
+_EXPLAINED = 3
+
+
+class Chooser:
+    """Deterministic at temperature 0; above, repeatable with the seed."""
+
+    def __init__(self, temperature: float, seed: int) -> None:
+        self.temperature = temperature
+        self._lots = random.Random(seed)
+
+    def choose(self, price: Sequence[float], candidates: Sequence[PlaceLoad]) -> int:
+        """The position of the chosen one in both lists."""
+        least = min(price)
+        if self.temperature > 0:
+            return self._draw(price, least)
+        if price.count(least) == 1:
+            return price.index(least)
+        # Those to which a request was sent longest ago come first: idle workers take turns.
+        return min(
+            (i for i, cost in enumerate(price) if cost == least),
+            key=lambda i: (candidates[i].given, candidates[i].id, candidates[i].rank),
+        )
+
+    def _draw(self, price: Sequence[float], least: float) -> int:
+        """Softmax of the costs, scaled to their range."""
+        scale = (max(price) - least) * self.temperature
+        shares = [math.exp((least - cost) / scale) for cost in price] if scale else [1.0] * len(price)
+        return self._lots.choices(range(len(price)), shares)[0]
+
+
+def explain(price: Sequence[float], candidates: Sequence[PlaceLoad], blocks: Sequence[int], chosen: int) -> dict[str, Any]:
+    """The chosen worker and the cheapest three, with what speaks for them."""
+    rest = list(price)
+    best: list[dict[str, Any]] = []
+    for _ in range(min(_EXPLAINED, len(rest))):
+        cost = min(rest)
+        i = rest.index(cost)
+        rest[i] = math.inf
+        place = candidates[i]
+        shown = {"worker": place.id, "cost_ms": cost, "overlap_blocks": blocks[place.place], "requests": place.requests}
+        if place.several:
+            shown["dp_rank"] = place.rank
+        best.append(shown)
+    return {"cost_ms": price[chosen], "best": best}
