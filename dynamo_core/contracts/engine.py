@@ -147,6 +147,8 @@ class EngineContext(msgspec.Struct, frozen=True, kw_only=True):
     """``--engine-arg`` pairs and the ``[engine_args]`` table, values already parsed (int, float, bool, str, list, table)."""
     run_dir: str = ""
     """A private folder that exists for this worker's life, for sockets and scratch files."""
+    context_length: int | None = None
+    """The operator's limit on prompt and output together, so that an engine need not plan for more; ``None``: the model's own."""
     cpu_cores: tuple[int, ...] = ()
     """Cores set aside for this worker; empty: no preference."""
     publish_kv_events: Callable[[Sequence[KvEvent]], None] = lambda _: None

@@ -200,6 +200,7 @@ class EngineWorker:
             worker_id=self._runtime.instance_id,
             args=args,
             run_dir=self._run_dir,
+            context_length=settings.context_length,
             cpu_cores=self._cpu_cores,
             publish_kv_events=self._publish_kv_events,
             on_fatal=self._died,

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from dynamo_core.contracts import EngineContext
@@ -45,6 +46,19 @@ def test_arguments_that_have_a_flag_of_ours_are_refused(name: str) -> None:
 
 def test_hyphens_are_as_good_as_underscores() -> None:
     assert engine_arguments(KnownArgs, context(**{"max-model-len": 5}), None, cpu=False)["max_model_len"] == 5
+
+
+def test_the_operators_limit_of_the_context_is_vllms_unless_an_argument_says_otherwise() -> None:
+    limited = msgspec.structs.replace(context(), context_length=512)
+    assert engine_arguments(KnownArgs, limited, None, cpu=False)["max_model_len"] == 512
+    both = msgspec.structs.replace(context(max_model_len=5), context_length=512)
+    assert engine_arguments(KnownArgs, both, None, cpu=False)["max_model_len"] == 5
+    assert "max_model_len" not in engine_arguments(KnownArgs, context(), None, cpu=False)
+
+
+def test_vllms_processes_are_spawned_as_by_its_own_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_WORKER_MULTIPROC_METHOD", raising=False)
+    assert environment(context(), {}, cpu=False)["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
 
 
 def test_a_cpu_runs_eagerly_with_blocks_of_32_unless_told_otherwise() -> None:

@@ -47,6 +47,8 @@ def engine_arguments(known: Any, context: EngineContext, addresses: Addresses | 
         "skip_tokenizer_init": True,
         "use_tqdm_on_load": False,
     }
+    if context.context_length:
+        arguments["max_model_len"] = context.context_length
     if cpu:
         arguments |= {"enforce_eager": True, "block_size": 32}
     arguments |= given
@@ -113,7 +115,8 @@ def environment(
     context: EngineContext, arguments: Mapping[str, Any], *, cpu: bool, output: Path | None = None, verbose: bool = False
 ) -> dict[str, str]:
     """What vLLM's processes need in their environment. Variables that are set already win, except the worker's own."""
-    wanted = {"VLLM_NO_USAGE_STATS": "1"}
+    # A fork would copy our threads' locks and keep our connections open after we were killed; vLLM's own server spawns, too.
+    wanted = {"VLLM_NO_USAGE_STATS": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     if not verbose:
         wanted |= {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     if cpu:
