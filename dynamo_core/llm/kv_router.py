@@ -247,7 +247,7 @@ class KvRouter:
         card = self._cards.get(worker_id) or ModelCard(name="", path="", block_size=self._block_size)
         view = WorkerView(worker_id, card)
         dispatcher.add_worker(view, client)
-        self._feeds[worker_id] = WorkerFeed(self._endpoint.runtime.event_plane, instance.events, view, dispatcher)
+        self._feeds[worker_id] = WorkerFeed(self._endpoint.runtime.event_plane, instance.events, view, dispatcher, client)
 
     def _remove(self, dispatcher: Dispatcher, worker_id: int) -> None:
         feed = self._feeds.pop(worker_id, None)

@@ -11,12 +11,13 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from dynamo_core.contracts import EngineLoad, KvBatch, KvEvent
+from dynamo_core.contracts import EngineLoad, KvEvent
 from dynamo_core.errors import ConfigError
 from dynamo_core.kv import VllmEventTranslator
 from dynamo_core.llm.registration import registrations
 from dynamo_core.runtime.component import Endpoint
-from dynamo_core.serving.wire import KV_TOPIC, LOAD_TOPIC, LoadReading, encode_event
+from dynamo_core.serving.kv_journal import journal_of
+from dynamo_core.serving.wire import LOAD_TOPIC, LoadReading, encode_event
 
 __all__ = ["KvEventPublisher", "WorkerMetricsPublisher"]
 
@@ -52,9 +53,13 @@ class KvEventPublisher:
         self._block_size = kv_block_size
         self._dp_rank = dp_rank
         self._translator = VllmEventTranslator(kv_block_size)
-        self._sequence = 0
+        component = f"{endpoint.namespace}.{endpoint.component}"
+        self._journal = journal_of(self._runtime, component)
         self._encode = msgspec.msgpack.Encoder().encode
-        self._tasks = [asyncio.create_task(registrations(self._runtime).publishes_kv_events(endpoint))]
+        self._tasks: list[asyncio.Task[object]] = [
+            asyncio.create_task(registrations(self._runtime).publishes_kv_events(endpoint)),
+            asyncio.create_task(self._journal.serve(self._runtime, component)),
+        ]
         if zmq_endpoint is not None:
             self._tasks.append(asyncio.create_task(self._relay(zmq_endpoint, zmq_topic or "")))
         self._runtime.on_shutdown(self._ended)
@@ -119,9 +124,7 @@ class KvEventPublisher:
 
     def _publish(self, events: Sequence[KvEvent]) -> None:
         if events:
-            batch = KvBatch(self._runtime.instance_id, self._sequence, tuple(events), self._dp_rank)
-            self._sequence += 1
-            self._runtime.event_plane.publish(KV_TOPIC, encode_event(batch))
+            self._journal.publish(events, self._dp_rank)
 
     async def _relay(self, address: str, topic: str) -> None:
         with zmq.asyncio.Context() as context, context.socket(zmq.SUB) as socket:

@@ -110,6 +110,15 @@ class Client:
             raise NoInstances(f"instance {instance_id:x} does not serve {self.endpoint.path}")
         return self._plane.open(instance, request, context, receiver)
 
+    def open_beside(
+        self, instance_id: int, endpoint: str, request: Any, context: Context, receiver: StreamReceiver
+    ) -> ClientStream:
+        """As :meth:`open`, at another endpoint of the same component, which the instance's process serves if it answers."""
+        instance = self._usable.get(instance_id)
+        if instance is None:
+            raise NoInstances(f"instance {instance_id:x} does not serve {self.endpoint.path}")
+        return self._plane.open(msgspec.structs.replace(instance, endpoint=endpoint), request, context, receiver)
+
     def direct(self, request: Any, instance_id: int, annotated: bool = True, context: Context | None = None) -> ResponseStream:
         context = context or Context()
         return ResponseStream(lambda receiver: self.open(instance_id, request, context, receiver), context, annotated=annotated)

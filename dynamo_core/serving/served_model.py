@@ -199,7 +199,7 @@ class ServedModel:
         self.remove_worker(worker_id)
         worker = WorkerView(worker_id, card)
         self._dispatcher.add_worker(worker, client)
-        self._feeds[worker_id] = WorkerFeed(self._event_plane, events, worker, self._dispatcher)
+        self._feeds[worker_id] = WorkerFeed(self._event_plane, events, worker, self._dispatcher, client)
 
     def remove_worker(self, worker_id: int) -> None:
         feed = self._feeds.pop(worker_id, None)

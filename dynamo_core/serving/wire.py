@@ -46,6 +46,8 @@ class LoadReading(msgspec.Struct, frozen=True, array_like=True):
 
     worker_id: int
     load: EngineLoad
+    kv_next: dict[int, int] = {}
+    """By data-parallel rank: the number that its next :class:`~dynamo_core.contracts.KvBatch` will have."""
 
 
 class ModelKey(msgspec.Struct, frozen=True):

@@ -19,8 +19,6 @@ from dynamo_core.contracts import (
     EngineContext,
     EngineInfo,
     EngineLoad,
-    KvBatch,
-    KvEvent,
     ModelCard,
     ResponseSink,
 )
@@ -28,8 +26,9 @@ from dynamo_core.errors import EngineError, EngineShutdown, PluginError, Startup
 from dynamo_core.plugins import Provider
 from dynamo_core.runtime import CanarySettings, DistributedRuntime, Served
 from dynamo_core.serving.engine_handler import EngineHandler
+from dynamo_core.serving.kv_journal import journal_of
 from dynamo_core.serving.model_folder import ModelFolder
-from dynamo_core.serving.wire import KV_TOPIC, LOAD_TOPIC, LoadReading, ModelKey, encode_card, encode_event, encode_request
+from dynamo_core.serving.wire import LOAD_TOPIC, LoadReading, ModelKey, encode_card, encode_event, encode_request
 
 __all__ = ["EngineWorker"]
 
@@ -71,7 +70,7 @@ class EngineWorker:
         self._served: list[Served] = []
         self._load_task: asyncio.Task[None] | None = None
         self._read_load: Callable[[], EngineLoad] | None = None
-        self._kv_sequence = 0
+        self._journal = journal_of(runtime, f"{settings.namespace}.{settings.component}")
         self._drained = False
         self._run_dir = ""
 
@@ -110,7 +109,10 @@ class EngineWorker:
         self._handler = EngineHandler(self._engine)
         endpoint = f"{settings.namespace}.{settings.component}"
         runtime = self._runtime
-        self._served.append(
+        if card.kv_events:
+            self._served.append(await self._journal.serve(runtime, endpoint))
+        self._served.insert(
+            0,
             await runtime.endpoint(self._key.path).serve(
                 self._handler,
                 events=runtime.event_address,
@@ -120,7 +122,7 @@ class EngineWorker:
                     wait=settings.canary_wait_secs,
                     timeout=settings.health_check_timeout_secs,
                 ),
-            )
+            ),
         )
         if hasattr(self._engine, "metrics"):
             self._served.append(await runtime.endpoint(f"{endpoint}.metrics").serve(self._serve_metrics))
@@ -202,7 +204,7 @@ class EngineWorker:
             run_dir=self._run_dir,
             context_length=settings.context_length,
             cpu_cores=self._cpu_cores,
-            publish_kv_events=self._publish_kv_events,
+            publish_kv_events=self._journal.publish,
             on_fatal=self._died,
         )
         try:
@@ -256,14 +258,9 @@ class EngineWorker:
 
     # --- what the worker tells -----------------------------------------------------------------------------------------------
 
-    def _publish_kv_events(self, events: Sequence[KvEvent]) -> None:
-        batch = KvBatch(self._runtime.instance_id, self._kv_sequence, tuple(events))
-        self._kv_sequence += 1
-        self._runtime.event_plane.publish(KV_TOPIC, encode_event(batch))
-
     async def _publish_load(self) -> None:
         while True:
-            reading = LoadReading(self._runtime.instance_id, self.load())
+            reading = LoadReading(self._runtime.instance_id, self.load(), self._journal.following)
             self._runtime.event_plane.publish(LOAD_TOPIC, encode_event(reading))
             await asyncio.sleep(_LOAD_SECONDS)
 

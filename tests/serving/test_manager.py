@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dynamo_core.config import Settings
-from dynamo_core.contracts import Context, EngineRequest, ModelCard, Route, StopConditions
+from dynamo_core.contracts import Context, EngineRequest, KvRemoved, KvStored, ModelCard, Route, StopConditions
 from dynamo_core.errors import EngineShutdown, ModelNotFound, NoInstances, PluginError, ServiceUnavailable, StartupError
 from dynamo_core.plugins import Compiled, Provider, activate
 from dynamo_core.runtime import DistributedRuntime
@@ -356,3 +356,45 @@ async def test_a_router_that_cannot_be_made_is_put_on_its_plugin(house: House, c
     assert "Traceback" not in caplog.text
     with pytest.raises(ServiceUnavailable, match="the frontend's log says why"):
         manager.get("m")
+
+
+async def test_a_frontend_that_comes_late_learns_what_workers_have(house: House) -> None:
+    worker = await house.worker()
+    publish = worker._engine.context.publish_kv_events
+    publish([KvStored((1, 2, 3)), KvStored((4,))])
+    publish([KvRemoved((4,)), KvStored((5, 6))])
+    model = await ready(await house.manager())
+    await until(lambda: held(model) == {1, 2, 3, 5, 6})
+    publish([KvStored((7,))])
+    await until(lambda: held(model) == {1, 2, 3, 5, 6, 7})
+
+
+async def test_a_batch_that_got_lost_is_made_up_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = await house.worker()
+    publish, plane = worker._engine.context.publish_kv_events, worker._runtime.event_plane
+    publish([KvStored((1,))])
+    model = await ready(await house.manager())
+    await until(lambda: held(model) == {1})
+    with monkeypatch.context() as patch:
+        patch.setattr(plane, "publish", lambda topic, payload: None)
+        publish([KvStored((2,)), KvRemoved((1,))])
+    publish([KvStored((3,))])
+    await until(lambda: held(model) == {2, 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(plane, "publish", lambda topic, payload: None)
+        publish([KvStored((4,))])
+    await until(lambda: held(model) == {2, 3, 4})  # nothing follows: the next reading of the load tells
+
+
+def held(model: Any) -> set[int]:
+    """Blocks that the router was told of, as they add up."""
+    blocks: set[int] = set()
+    for batch in model.router.router.batches:
+        for event in batch.events:
+            if isinstance(event, KvStored):
+                blocks.update(event.seq_hashes)
+            elif isinstance(event, KvRemoved):
+                blocks.difference_update(event.seq_hashes)
+            else:
+                blocks.clear()
+    return blocks
