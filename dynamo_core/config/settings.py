@@ -66,6 +66,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     canary_wait_secs: Annotated[float, setting("Time without a completed request after which a canary is due.", "DYN_CANARY_WAIT_TIME", flag="", gt=0)] = 10.0
     health_check_timeout_secs: Annotated[float, setting("Time that an endpoint has to answer a canary.", "DYN_HEALTH_CHECK_REQUEST_TIMEOUT", flag="", gt=0)] = 3.0
     runtime_max_blocking_threads: Annotated[int, setting("Threads for handlers that block.", "DYN_RUNTIME_MAX_BLOCKING_THREADS", flag="", ge=1, le=4096)] = 16
+    runtime_num_worker_threads: Annotated[Count | None, setting("Accepted and without effect: streams are served by one event loop a process; start more processes instead.", "DYN_RUNTIME_NUM_WORKER_THREADS", flag="")] = None
+    system_port: Annotated[int, setting("Port of a worker's status server: /live, /ready, /health, /metrics. -1: none; 0 picks a free one.", "DYN_SYSTEM_PORT", commands=("worker",), ge=-1, le=65535)] = -1
+    system_host: Annotated[str, setting("Address that the status server listens on; 0.0.0.0 for all. It asks nobody for a key.", "DYN_SYSTEM_HOST", flag="")] = "127.0.0.1"
     log: Annotated[str, setting("Log level, with module filters: info,dynamo_core.runtime=debug.", "DYN_LOG")] = "info"
     log_jsonl: Annotated[bool, setting("Log JSON lines.", "DYN_LOGGING_JSONL", flag="")] = False
     run_dir: Annotated[str | None, setting("Folder for sockets and run state; a private temporary one if not given.", "DYN_RUN_DIR", flag="")] = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ from dynamo_core.runtime.typed import parse_request, plain_response
 if TYPE_CHECKING:
     from dynamo_core.config import Settings
 
-__all__ = ["dynamo_endpoint", "dynamo_worker", "runtime_of"]
+__all__ = ["dynamo_endpoint", "dynamo_worker", "runtime_of", "system_of", "tell_ignored"]
+
+_log = logging.getLogger(__name__)
 
 _RETURN_SECONDS = 1.0
 """For a worker to return by itself once its endpoints are gone."""
@@ -45,6 +48,7 @@ def dynamo_worker(static: bool = False) -> Callable[[Callable[..., Awaitable[Any
 
 def runtime_of(settings: Settings) -> DistributedRuntime:
     """A runtime as the settings say."""
+    tell_ignored(settings)
     return DistributedRuntime(
         None,
         settings.discovery_backend,
@@ -55,12 +59,27 @@ def runtime_of(settings: Settings) -> DistributedRuntime:
         file_kv=settings.file_kv,
         grace=settings.graceful_shutdown_secs,
         blocking_threads=settings.runtime_max_blocking_threads,
+        system=system_of(settings),
         canary=CanarySettings(
             enabled=settings.health_check_enabled,
             wait=settings.canary_wait_secs,
             timeout=settings.health_check_timeout_secs,
         ),
     )
+
+
+def tell_ignored(settings: Settings) -> None:
+    """Log which settings of the environment have no effect here."""
+    if settings.runtime_num_worker_threads is not None:
+        _log.warning(
+            "DYN_RUNTIME_NUM_WORKER_THREADS=%d has no effect: a process has one event loop; start more processes",
+            settings.runtime_num_worker_threads,
+        )
+
+
+def system_of(settings: Settings) -> tuple[str, int] | None:
+    """Where the status server listens; ``None``: there is none."""
+    return None if settings.system_port < 0 else (settings.system_host, settings.system_port)
 
 
 async def _until_signal(runtime: DistributedRuntime, working: asyncio.Future[Any]) -> Any:

@@ -27,6 +27,7 @@ from dynamo_core.specs import PlaneContext
 
 if TYPE_CHECKING:
     from dynamo_core.plugins import Compiled, Provider
+    from dynamo_core.runtime.system import EngineRoute, SystemServer
 
 __all__ = ["DistributedRuntime"]
 
@@ -40,7 +41,8 @@ class DistributedRuntime:
     several runtimes of one process share a store or a hub. The constructor does no I/O: the first of
     :meth:`start`, :meth:`Endpoint.serve` and :meth:`Endpoint.client` starts everything. ``run_dir`` is a private folder for
     sockets, made and removed here if not given. ``loop``, a boolean ``request_plane``, ``enable_nats`` and ``response_plane`` are
-    accepted for code written for Dynamo and mean nothing. ``blocking_threads`` run handlers that are plain functions.
+    accepted for code written for Dynamo and mean nothing. ``blocking_threads`` run handlers that are plain functions. ``system``
+    is the host and port of a status server (:mod:`dynamo_core.runtime.system`); without it there is none.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class DistributedRuntime:
         grace: float = 30.0,
         canary: CanarySettings | None = None,
         blocking_threads: int = 16,
+        system: tuple[str, int] | None = None,
     ) -> None:
         del loop, enable_nats, response_plane
         self.instance_id = secrets.randbelow((1 << 53) - 1) + 1
@@ -81,6 +84,15 @@ class DistributedRuntime:
         """By endpoint: between what travels and what its handler sees. Kept by layers above that know more of a request."""
         self.attached: dict[str, Any] = {}
         """What layers above keep for the life of this runtime, under their modules' names."""
+        self.engine_routes: dict[str, EngineRoute] = {}
+        """By name: what ``/engine/NAME`` of the status server does."""
+        self.scrapes: list[Callable[[], Awaitable[bytes]]] = []
+        """Further Prometheus text for the status server."""
+        self.healthy = True
+        """False after ``set_health_status(False)``."""
+        self.system: SystemServer | None = None
+        """The status server, once it was started."""
+        self._system_address = system
         self._blocking_threads = blocking_threads
         self._threads: ThreadPoolExecutor | None = None
         self._on_shutdown: list[Callable[[], Awaitable[None]]] = []
@@ -140,8 +152,18 @@ class DistributedRuntime:
 
     async def set_health_status(self, healthy: bool) -> None:
         """Tell routers whether to choose this process: an unhealthy one is out of discovery until it says otherwise."""
+        self.healthy = healthy
         for served in self._served:
             await (served.resume("unhealthy") if healthy else served.suspend("unhealthy"))
+
+    def register_engine_route(self, name: str, function: EngineRoute) -> None:
+        """Have ``/engine/NAME`` of the status server answer with what ``await function(body)`` gives; both are JSON objects.
+        Without ``DYN_SYSTEM_PORT`` nobody can ask."""
+        self.engine_routes[name.strip("/")] = function
+
+    def endpoints_served(self) -> tuple[Served, ...]:
+        """What this process serves, draining endpoints among them."""
+        return tuple(self._served)
 
     @property
     def threads(self) -> ThreadPoolExecutor:
@@ -174,6 +196,11 @@ class DistributedRuntime:
         self.discovery = self._made("discovery", discovery, context)
         self.request_plane = self._made("request_planes", request_plane, context)
         self.event_plane = self._made("event_planes", event_plane, context)
+        if self._system_address is not None:
+            from dynamo_core.runtime.system import SystemServer
+
+            self.system = SystemServer(self, *self._system_address)
+            await self.system.start()
         await self.discovery.start()
         self.event_address = await self.event_plane.start()
 
@@ -216,7 +243,7 @@ class DistributedRuntime:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _close_parts(self) -> None:
-        for part in (getattr(self, name, None) for name in ("request_plane", "event_plane", "discovery")):
+        for part in (getattr(self, name, None) for name in ("request_plane", "event_plane", "discovery", "system")):
             if part is not None:
                 try:
                     await part.close()

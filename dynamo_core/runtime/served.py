@@ -36,6 +36,7 @@ class Served:
         self._listing = asyncio.Lock()
         self._idle: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
+        self._listed = False
 
     @property
     def left(self) -> bool:
@@ -45,6 +46,18 @@ class Served:
     def suspended(self) -> frozenset[str]:
         """Why it is not in discovery: ``asleep``, ``unregistered``, ``canary``."""
         return frozenset(self._suspended)
+
+    @property
+    def listed(self) -> bool:
+        """Others find it: it is in discovery, as far as this process knows."""
+        return self._listed and not self.left and not self._suspended
+
+    @property
+    def state(self) -> str:
+        """One word for operators: ``ready``, ``starting``, ``draining``, or the reasons for which it is out of discovery."""
+        if self.left:
+            return "draining"
+        return " ".join(sorted(self._suspended)) or ("ready" if self._listed else "starting")
 
     async def join(self) -> None:
         """Appear in discovery."""
@@ -91,9 +104,11 @@ class Served:
         async with self._listing:
             discovery = self.endpoint.runtime.discovery
             if self.left or self._suspended:
+                self._listed = False
                 await discovery.delete(self._key)
             else:
                 await discovery.put(self._key, msgspec.json.encode(self.instance))
+                self._listed = True
 
 
 async def _awaited(awaitable: Awaitable[None]) -> None:

@@ -116,7 +116,7 @@ def _plans(
     resolved: Resolved, folder: RunFolder, port: PortReservation, environ: Mapping[str, str], child_command: Sequence[str]
 ) -> list[ProcessPlan]:
     settings = resolved.settings
-    shared: dict[str, object] = {"http_host": port.host, "http_port": port.port}
+    shared: dict[str, object] = {"http_host": port.host, "http_port": port.port, "system_port": -1}  # one port, many workers
     if settings.discovery_backend == "file" and settings.file_kv is None:
         shared["file_kv"] = str(folder.folder("kv"))
     for_children = msgspec.structs.replace(settings, run_dir=str(folder.path), **shared)

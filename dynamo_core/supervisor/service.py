@@ -63,6 +63,9 @@ def run_in_foreground(order: Order) -> int:
 
 
 async def _run(order: Order, control: Control, *, supervised: bool) -> int:
+    from dynamo_core.runtime.decorator import tell_ignored
+
+    tell_ignored(order.settings)
     if order.kind == "worker":
         return await _run_worker(order, control)
     return await _run_frontend(order, control, supervised=supervised)
@@ -73,6 +76,7 @@ async def _run(order: Order, control: Control, *, supervised: bool) -> int:
 
 async def _run_worker(order: Order, control: Control) -> int:
     from dynamo_core.runtime import DistributedRuntime
+    from dynamo_core.runtime.decorator import system_of
     from dynamo_core.serving.worker import EngineWorker
 
     settings = order.settings
@@ -92,6 +96,8 @@ async def _run_worker(order: Order, control: Control) -> int:
         compiled=compiled,
         file_kv=settings.file_kv,
         grace=settings.graceful_shutdown_secs,
+        blocking_threads=settings.runtime_max_blocking_threads,
+        system=system_of(settings),
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(runtime.shutdown)
