@@ -25,6 +25,7 @@ from dynamo_core.runtime.planes.frames import (
     Pong,
     encode_frame,
     encode_message,
+    joined,
     parts,
     seal,
 )
@@ -177,7 +178,8 @@ class Connection(asyncio.Protocol, ABC):
         if self._broken is not None:
             return
         try:
-            self._receive(self._reader.feed(data))
+            messages = self._reader.feed(data)
+            self._receive(joined(messages) if self._reader.several else messages)
         except ProtocolError as error:
             self._broken = error
             _log.warning("closing a connection of the request plane (%s): %s", self.peer(), error)

@@ -39,6 +39,7 @@ __all__ = [
     "encode_frame",
     "encode_message",
     "error_message",
+    "joined",
     "parts",
     "seal",
     "wire_error",
@@ -165,16 +166,19 @@ def parts(stream: int, message: bytes) -> Iterator[Part]:
 class FrameReader:
     """Turns a byte stream into messages. Not usable any more after it raised."""
 
-    __slots__ = ("_tail",)
+    __slots__ = ("_tail", "several")
 
     def __init__(self) -> None:
         self._tail = b""
+        self.several = False
+        """Whether the latest :meth:`feed` completed more than one frame."""
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages of all frames that ``data`` completes. Raises :class:`ProtocolError`."""
         if self._tail:
             data = self._tail + data
         start, available = 0, len(data)
+        self.several = False
         messages: list[Message] = []
         view = memoryview(data)
         while available - start >= 4:
@@ -188,10 +192,34 @@ class FrameReader:
                 decoded = _decode_frame(view[start + 4 : stop])
             except _BAD_INPUT as error:
                 raise ProtocolError(f"a frame could not be decoded: {error}") from None
-            messages = messages + decoded if messages else decoded
+            if start:
+                self.several = True
+                messages += decoded
+            else:
+                messages = decoded
             start = stop
         self._tail = data[start:] if start < available else b""
         return messages
+
+
+def joined(messages: list[Message]) -> list[Message]:
+    """The messages of several frames, with the items of each stream in one :class:`Data`, the first.
+
+    What piled up while the reader was busy is then handled, and written on, once a stream instead of once an item.
+    """
+    first: dict[int, Data] = {}
+    kept: list[Message] = []
+    for message in messages:
+        if type(message) is Data:
+            earlier = first.setdefault(message.stream, message)
+            if earlier is message:
+                kept.append(message)
+            else:
+                earlier.items.extend(message.items)
+        else:
+            first.pop(getattr(message, "stream", 0), None)  # what follows must stay behind it
+            kept.append(message)
+    return kept
 
 
 class Assembler:

@@ -30,6 +30,7 @@ from dynamo_core.runtime.planes.frames import (
     encode_frame,
     encode_message,
     error_message,
+    joined,
     parts,
     seal,
     wire_error,
@@ -71,6 +72,35 @@ def test_frames_survive_any_fragmentation(turns: list[list[Any]], data: st.DataO
     for start, stop in zip([0, *cuts], [*cuts, len(wire)], strict=True):
         received += reader.feed(wire[start:stop])
     assert received == [message for turn in turns for message in turn]
+
+
+few = st.integers(1, 3)
+
+
+@given(st.lists(st.builds(Data, few, st.lists(st.integers(0, 9), max_size=3)) | st.builds(End, few) | st.builds(Ping, few)))
+def test_joined_messages_bring_each_stream_the_same_in_the_same_order(sent: list[Any]) -> None:
+    def of_stream(stream: int, messages: list[Any]) -> list[Any]:
+        own = (message for message in messages if getattr(message, "stream", None) == stream)
+        return [item for message in own for item in (message.items if isinstance(message, Data) else [message])]
+
+    expected = [of_stream(stream, sent) for stream in (1, 2, 3)]
+    received = joined(sent)
+    assert [of_stream(stream, received) for stream in (1, 2, 3)] == expected
+    ends = sum(isinstance(message, End) for message in sent)
+    assert sum(isinstance(message, Data) for message in received) <= 3 + ends
+
+
+def test_items_do_not_overtake_a_part_of_their_stream() -> None:
+    whole = [Data(1, [1]), Part(1, True, encode_message(Data(1, [2]))), Data(1, [3]), Data(2, [4]), Data(1, [5]), Data(2, [6])]
+    assert joined(whole) == [Data(1, [1]), whole[1], Data(1, [3, 5]), Data(2, [4, 6])]
+
+
+def test_a_reader_tells_whether_frames_piled_up() -> None:
+    reader = FrameReader()
+    frame = seal(encode_frame([End(3)]))
+    for data, several in ((frame, False), (frame * 2, True), (frame[:-1], False), (frame[-1:], False)):
+        reader.feed(data)
+        assert reader.several is several
 
 
 @given(st.binary(max_size=400))
