@@ -30,8 +30,7 @@ import xxhash
 
 from dynamo_core.builtins.round_robin import RoundRobin
 from dynamo_core.contracts import KvBatch, KvStored, ModelCard, Route, RouterContext, RouteRequest, WorkerView
-from dynamo_core.kv import HashCache, PromptHashes, block_hashes, sequence_hashes
-from dynamo_kv_router.index import PrefixIndex
+from dynamo_core.kv import HashCache, PrefixIndex, PromptHashes, block_hashes, sequence_hashes
 from dynamo_kv_router.router import KvRouter
 
 SIZE = 16

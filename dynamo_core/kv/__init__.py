@@ -1,8 +1,9 @@
-"""Block hashes, KV events, and the paged cache, timing model and scheduler that simulated engines share."""
+"""Block hashes, KV events, the index of prefixes, and what simulated engines share: paged cache, timing model and scheduler."""
 
 from dynamo_core.kv.blocks import BlockManager
 from dynamo_core.kv.events import VllmEventTranslator
 from dynamo_core.kv.hashing import HashCache, PromptHashes, block_hash, block_hashes, hash_seed, sequence_hashes
+from dynamo_core.kv.prefix_index import Match, PrefixIndex, slots_of
 from dynamo_core.kv.scheduler import Scheduler, SchedulerLimits, Sequence, Step
 from dynamo_core.kv.timing import Chunk, TimingModel
 
@@ -10,6 +11,8 @@ __all__ = [
     "BlockManager",
     "Chunk",
     "HashCache",
+    "Match",
+    "PrefixIndex",
     "PromptHashes",
     "Scheduler",
     "SchedulerLimits",
@@ -21,4 +24,5 @@ __all__ = [
     "block_hashes",
     "hash_seed",
     "sequence_hashes",
+    "slots_of",
 ]

@@ -6,9 +6,8 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from dynamo_core.contracts import KvBatch, KvCleared, KvRemoved, KvStored, RouteRequest, WorkerView
-from dynamo_core.kv import HashCache, PromptHashes
+from dynamo_core.kv import HashCache, PrefixIndex, PromptHashes, slots_of
 from dynamo_kv_router.config import KvRouterConfig
-from dynamo_kv_router.index import PrefixIndex, slots_of
 from dynamo_kv_router.load import PlaceLoad
 from dynamo_kv_router.pending import PendingPrompts
 

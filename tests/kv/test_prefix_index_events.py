@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo_core.contracts import KvCleared, KvEvent, KvRemoved, KvStored
-from dynamo_core.kv import BlockManager, PromptHashes, sequence_hashes
-from dynamo_kv_router.index import PrefixIndex, slots_of
+from dynamo_core.kv import BlockManager, PrefixIndex, PromptHashes, sequence_hashes, slots_of
 
 WORKERS, FAMILIES, LENGTH = 5, 4, 40
 

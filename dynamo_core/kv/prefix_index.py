@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import compress, islice
 from typing import NamedTuple
 
-from dynamo_core.kv import PromptHashes
+from dynamo_core.kv.hashing import PromptHashes
 
 __all__ = ["Match", "PrefixIndex", "slots_of"]
 

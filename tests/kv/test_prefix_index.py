@@ -3,9 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamo_core.kv import PromptHashes
-from dynamo_kv_router.index import PrefixIndex, slots_of
-from dynamo_kv_router.pending import PendingPrompts
+from dynamo_core.kv import PrefixIndex, PromptHashes, slots_of
 
 
 def prompt(family: int, blocks: int) -> PromptHashes:
@@ -116,16 +114,3 @@ def test_what_is_stored_with_a_time_leaves_at_that_time() -> None:
     assert index.size(slot) == 3
     index.expire(slot, 6.0)
     assert index.size(slot) == 1
-
-
-def test_pending_prompts_promise_the_blocks_in_common() -> None:
-    pending = PendingPrompts()
-    sent = [prompt(1, 30), prompt(2, 40), prompt(1, 8)]
-    for key, made in enumerate(sent):
-        pending.add(key, 100 + key, made)
-    assert sorted(pending.match(prompt(1, 20))) == [(100, 20), (101, 5), (102, 8)]
-    pending.discard(0, sent[0])
-    pending.discard(0, sent[0])
-    assert sorted(pending.match(prompt(1, 20))) == [(101, 5), (102, 8)]
-    assert list(pending.match(PromptHashes([99], 1))) == []
-    assert list(pending.match(PromptHashes([], 1))) == []
