@@ -36,9 +36,25 @@ from dynamo_core.contracts.planner_stage import PlannerStage, Proposal, StageNam
 from dynamo_core.contracts.pool_selector import PoolRequest, PoolSelector, PoolSelectorContext, PoolView
 from dynamo_core.contracts.predictor import Predictor, PredictorContext
 from dynamo_core.contracts.prefill_policy import PrefillPolicy, PrefillPolicyContext, PrefillRequest
-from dynamo_core.contracts.router import Decision, Hold, Outcome, Reject, Route, Router, RouterContext, RouteRequest, WorkerView
+from dynamo_core.contracts.router import (
+    NO_HINTS,
+    BusyThresholds,
+    Decision,
+    ForeignRequest,
+    Hold,
+    Outcome,
+    Reject,
+    Route,
+    Router,
+    RouterContext,
+    RouteRequest,
+    RoutingHints,
+    WorkerView,
+)
 
 __all__ = [
+    "NO_HINTS",
+    "BusyThresholds",
     "ClientStream",
     "Connector",
     "ConnectorContext",
@@ -57,6 +73,7 @@ __all__ = [
     "EventPlane",
     "EventSubscription",
     "FinishReason",
+    "ForeignRequest",
     "Hold",
     "HttpRequestInfo",
     "Instance",
@@ -103,6 +120,7 @@ __all__ = [
     "RouteRequest",
     "Router",
     "RouterContext",
+    "RoutingHints",
     "SamplingParams",
     "ScalingDecision",
     "StageName",

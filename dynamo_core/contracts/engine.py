@@ -86,6 +86,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Lower runs first."""
     lora: str | None = None
     cache_salt: str | None = None
+    dp_rank: int | None = None
+    """The data-parallel rank that the router chose; ``None`` leaves it to the engine."""
     extra: dict[str, Any] = {}
     """For one kind of engine only; others ignore it."""
 

@@ -51,6 +51,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kv_events: bool = False
     """True when the engine publishes what its prefix cache holds."""
     data_parallel_size: int = 1
+    taints: tuple[str, ...] = ()
+    """Words that requests may require of a worker, or prefer."""
     lora: str | None = None
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None

@@ -14,7 +14,7 @@ frontend's event loop. The optional methods are looked up once, at start-up.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -23,7 +23,43 @@ from dynamo_core.contracts.kv_event import KvBatch
 from dynamo_core.contracts.model_card import ModelCard
 from dynamo_core.errors import DynamoError
 
-__all__ = ["Decision", "Hold", "Outcome", "Reject", "Route", "RouteRequest", "Router", "RouterContext", "WorkerView"]
+__all__ = [
+    "NO_HINTS",
+    "BusyThresholds",
+    "Decision",
+    "ForeignRequest",
+    "Hold",
+    "Outcome",
+    "Reject",
+    "Route",
+    "RouteRequest",
+    "Router",
+    "RouterContext",
+    "RoutingHints",
+    "WorkerView",
+]
+
+
+class RoutingHints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a client says of its request to whoever routes it. Nearly all requests have :data:`NO_HINTS`."""
+
+    strict_priority: int = 0
+    """Where requests wait, a higher tier goes before all lower ones."""
+    expected_output: int = 0
+    """Tokens that the answer will have; 0: nobody knows."""
+    service_class: str = ""
+    """Of those that share workers fairly; the authenticated principal's, else what the client says."""
+    tenant: str = ""
+    """The authenticated principal's."""
+    required_taints: frozenset[str] = frozenset()
+    """Only workers with all of these."""
+    preferred_taints: Mapping[str, float] = {}
+    """Taint → weight: workers with it are dearer (below 0) or cheaper (above)."""
+    dp_rank: int | None = None
+    """The client named this data-parallel rank."""
+
+
+NO_HINTS = RoutingHints()
 
 
 class RouteRequest(msgspec.Struct, kw_only=True, eq=False):
@@ -39,11 +75,24 @@ class RouteRequest(msgspec.Struct, kw_only=True, eq=False):
     pinned: int | None = None
     """The client named this worker; a router that ignores it must have a reason."""
     priority: int = 0
+    """Lower goes first, as with vLLM."""
     lora: str | None = None
     cache_salt: str | None = None
     session: str | None = None
     headers: Mapping[str, str] = {}
     """The client's HTTP headers, names in lower case."""
+    hints: RoutingHints = NO_HINTS
+
+
+class ForeignRequest(RouteRequest, kw_only=True, eq=False):
+    """A request that another frontend sent to a worker. Its ``token_ids`` are not known here and empty."""
+
+    prompt_tokens: int
+    overlap_blocks: int = 0
+    """As the other frontend's router believed."""
+    dp_rank: int | None = None
+    note: Any = None
+    """What the other frontend's :attr:`Route.note` gave."""
 
 
 class WorkerView(msgspec.Struct, eq=False):
@@ -57,6 +106,14 @@ class WorkerView(msgspec.Struct, eq=False):
     """Requests that this frontend has on the worker now."""
     inflight_tokens: int = 0
     """Their prompt tokens."""
+    inflight_elsewhere: int = 0
+    """Requests that other frontends say they have on the worker."""
+    inflight_tokens_elsewhere: int = 0
+
+    @property
+    def running(self) -> int:
+        """Requests of all frontends on the worker."""
+        return self.inflight + self.inflight_elsewhere
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -67,6 +124,11 @@ class Route(msgspec.Struct, frozen=True):
     """Blocks of the prompt that the router believes cached there."""
     explain: Any = None
     """Anything that says why (msgpack-able); shown in logs and debug headers on demand."""
+    dp_rank: int | None = None
+    """Of a worker with several data-parallel ranks; ``None`` leaves it to the engine."""
+    note: Callable[[], Any] | None = None
+    """Makes what the routers of other frontends are told with the request (msgpack-able, some kilobytes at most); called only
+    when there are any."""
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -98,6 +160,17 @@ class RouterContext(msgspec.Struct, frozen=True, kw_only=True):
     """For routers that draw lots."""
 
 
+class BusyThresholds(msgspec.Struct, frozen=True, kw_only=True):
+    """From where on a worker is busy: one of these is reached on each of its ranks. ``None``: never for this reason."""
+
+    active_decode_blocks_threshold: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    """Share of its KV blocks that running requests have."""
+    active_prefill_tokens_threshold: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Prompt tokens that are still to be computed."""
+    active_prefill_tokens_threshold_frac: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    """The same as a share of ``max_num_batched_tokens``."""
+
+
 class Router(Protocol):
     """Made by a :class:`~dynamo_core.specs.RouterSpec` factory."""
 
@@ -112,9 +185,13 @@ class Router(Protocol):
     #   def first_token(self, request: RouteRequest, worker_id: int) -> None     prefill is over
     #   def output_tokens(self, request, worker_id, count: int) -> None          only if defined: after each chunk, hot
     #   def finished(self, request, worker_id, outcome: Outcome) -> None         exactly once for each Route
+    #   def routed_elsewhere(self, request: ForeignRequest, worker_id: int) -> None   another frontend's; first_token and finished
+    #                                                                            then come for it as for one's own
     #   def kv_events(self, batch: KvBatch) -> None                              in order per worker
     #   def kv_lost(self, worker_id: int, dp_rank: int) -> None                  batches were lost: what is known of it is void
     #   def worker_added(self, worker: WorkerView) -> None / worker_removed(self, worker_id: int) -> None
+    #   def busy_thresholds(self) -> BusyThresholds                              in force now
+    #   def set_busy_thresholds(self, thresholds: BusyThresholds) -> None        from here on
     #   def state(self) -> dict                                                  for `dynamo status` and debugging
 
 

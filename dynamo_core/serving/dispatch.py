@@ -29,6 +29,7 @@ from dynamo_core.errors import Cancelled, Disconnected, EngineError, NoInstances
 from dynamo_core.serving.circuit_breaker import CircuitBreaker
 from dynamo_core.serving.router_guard import RouterGuard
 from dynamo_core.serving.sequence import Leg, Sequence, SequenceReceiver, WorkerClient
+from dynamo_core.serving.sharing import ModelSharing
 
 __all__ = ["HIT_RATE_STEPS", "DispatchCounters", "Dispatcher"]
 
@@ -66,15 +67,18 @@ class Dispatcher:
         max_waiting: int = 8192,
         breaker_failures: int = 0,
         breaker_seconds: float = 5.0,
+        sharing: ModelSharing | None = None,
     ) -> None:
         self.model = model
         self.router = router
+        self.sharing = sharing or ModelSharing(model)
         self.migration_limit = migration_limit
         self.counters = DispatchCounters()
         self.workers: dict[int, WorkerView] = {}
         self._clients: dict[int, WorkerClient] = {}
         self.breaker = CircuitBreaker(breaker_failures, breaker_seconds, self.changed)
         """Tells of each leg's beginning and end which workers to leave out."""
+        self.sharing.attach(router, self.workers, self.changed)
         self._max_waiting = max_waiting
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
@@ -90,6 +94,7 @@ class Dispatcher:
         self.workers[worker.id] = worker
         self._clients[worker.id] = client
         self.router.tell("worker_added", worker)
+        self.sharing.worker_added(worker)
         self.changed()
 
     def remove_worker(self, worker_id: int) -> None:
@@ -97,6 +102,7 @@ class Dispatcher:
         if self.workers.pop(worker_id, None) is not None:
             del self._clients[worker_id]
             self.breaker.forget(worker_id)
+            self.sharing.worker_removed(worker_id)
             self.router.tell("worker_removed", worker_id)
             self.changed()
 
@@ -132,6 +138,7 @@ class Dispatcher:
         worker.inflight -= 1
         worker.inflight_tokens -= len(leg.route.token_ids)
         self.router.tell("finished", leg.route, worker.id, outcome)
+        self.sharing.ended(leg.number)
         self.breaker.ended(worker.id)
         self.changed()
 
@@ -179,12 +186,15 @@ class Dispatcher:
     def _batches(self, waiting: list[Sequence]) -> list[tuple[list[Sequence], Mapping[int, WorkerView]]]:
         """Requests that may go to the same workers, together: nearly always one batch. What can go nowhere fails here."""
         batches: dict[tuple[frozenset[int], bool], list[Sequence]] = {}
+        sharing = self.sharing if self.sharing.sessions is not None else None
         for sequence in waiting:
             if sequence.closed:
                 continue
             if sequence.context.is_stopped():
                 sequence.fail(Cancelled("The request was cancelled before it reached a worker."))
                 continue
+            if sharing is not None and not sequence.named:
+                sharing.pin(sequence.route, self.breaker.offered(self.workers))
             batches.setdefault((sequence.route.excluded, sequence.route.pinned is None), []).append(sequence)
         placeable: list[tuple[list[Sequence], Mapping[int, WorkerView]]] = []
         for (excluded, free), batch in batches.items():
@@ -230,10 +240,13 @@ class Dispatcher:
             if worker is None:
                 self._misrouted(sequence, f"chose worker {route.worker_id!r}, which is not among those it was offered")
             return
+        if route.dp_rank is not None and not self._on_rank(sequence, route.dp_rank, worker):
+            return
         client = self._clients.get(worker.id)
         worker.inflight += 1
         worker.inflight_tokens += len(sequence.route.token_ids)
         leg = Leg(sequence, worker)
+        leg.number = self.sharing.begun(worker.id, sequence.route, route)
         self.counters.routed += 1
         self.breaker.placed(worker.id)
         blocks = len(sequence.route.token_ids) // worker.card.block_size if worker.card.block_size else 0
@@ -243,6 +256,15 @@ class Dispatcher:
             sequence.leg_ended(leg, Disconnected("The worker left."))
         else:
             sequence.begin(leg, client)
+
+    def _on_rank(self, sequence: Sequence, rank: int, worker: WorkerView) -> bool:
+        """Tell the engine which of its ranks was chosen; false for one that the worker does not have."""
+        if not 0 <= rank < max(1, worker.card.data_parallel_size):
+            self.router.tell("finished", sequence.route, worker.id, "failed")
+            self._misrouted(sequence, f"chose rank {rank!r} of worker {worker.id}, which has {worker.card.data_parallel_size}")
+            return False
+        sequence.request = msgspec.structs.replace(sequence.request, dp_rank=rank)
+        return True
 
     def _hold(self, sequence: Sequence, hold: Hold, held: list[Sequence], retry: list[float]) -> None:
         if len(held) >= self._max_waiting:

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from dynamo_core.contracts.engine import FinishReason, SamplingParams, StopConditions
+from dynamo_core.contracts.router import NO_HINTS, RoutingHints
 from dynamo_core.errors import DynamoError
 
 __all__ = ["ChoiceOutput", "GenerationRequest", "Logprob", "OutputSink", "Usage"]
@@ -38,6 +39,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     pinned: int | None = None
     """A worker that the client named."""
     headers: Mapping[str, str] = {}
+    hints: RoutingHints = NO_HINTS
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -29,6 +29,7 @@ from dynamo_core.serving.output import GenerationRequest, OutputSink
 from dynamo_core.serving.record import RequestRecord
 from dynamo_core.serving.router_guard import RouterGuard
 from dynamo_core.serving.sequence import WorkerClient
+from dynamo_core.serving.sharing import ModelSharing
 from dynamo_core.serving.template import ChatTemplate
 from dynamo_core.serving.timeouts import Timeouts
 from dynamo_core.serving.tokenizer import Tokenizer
@@ -56,6 +57,7 @@ class ServedModel:
         timeouts: Timeouts | None = None,
         clock: Callable[[], float] = time.monotonic,
         open_filter: Callable[[OutputStream], OutputFilter | None] | None = None,
+        sharing: ModelSharing | None = None,
     ) -> None:
         self.name = card.name
         self.card = card
@@ -69,6 +71,7 @@ class ServedModel:
             migration_limit=migration_limit,
             breaker_failures=breaker_failures,
             breaker_seconds=breaker_seconds,
+            sharing=sharing,
         )
         self._timeouts = timeouts or Timeouts()
         self._event_plane = event_plane
@@ -174,6 +177,7 @@ class ServedModel:
             cache_salt=request.cache_salt,
             session=request.session,
             headers=request.headers,
+            hints=request.hints,
         )
 
     def _engine_request(self, request: GenerationRequest, prompt: list[int], choice: int) -> EngineRequest:
@@ -190,6 +194,7 @@ class ServedModel:
             priority=request.priority,
             lora=request.lora,
             cache_salt=request.cache_salt,
+            dp_rank=request.hints.dp_rank,
         )
 
     # --- workers, told by the manager ----------------------------------------------------------------------------------------

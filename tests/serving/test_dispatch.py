@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -143,6 +144,7 @@ async def test_a_full_queue_refuses(stage: Any) -> None:
         lambda requests, workers: [],
         lambda requests, workers: None,
         lambda requests, workers: [Route(77) for _ in requests],
+        lambda requests, workers: [Route(1, dp_rank=1) for _ in requests],
         lambda requests, workers: ["worker 1" for _ in requests],
     ],
 )
@@ -167,6 +169,20 @@ async def test_a_router_hears_that_an_impossible_route_did_not_run(stage: Any) -
     on.generate()
     await turn()
     assert on.router.told[-1] == ("finished", "r", 77, "failed")
+
+
+async def test_the_engine_hears_the_rank_that_was_chosen(stage: Any) -> None:
+    on = stage(workers=())
+    for worker in (1, 2):
+        on.model.add_worker(worker, msgspec.structs.replace(on.card, data_parallel_size=2), on.workers, "")
+    on.router.decide = lambda requests, workers: [
+        Route(1, dp_rank=1) if 1 in workers and not request.excluded else Route(2) for request in requests
+    ]
+    on.generate()
+    await turn()
+    on.streams[0].fail(Disconnected("gone"))
+    await turn()
+    assert [stream.request.get("dp_rank") for stream in on.streams] == [1, None]
 
 
 async def test_a_router_can_refuse_one_request_of_a_turn(stage: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -15,6 +15,7 @@ from dynamo_core.http.exchange import Exchange
 from dynamo_core.http.gate import Preparer, permit_model
 from dynamo_core.http.observe import FrontendMetrics
 from dynamo_core.http.openai.formats import Heading, UsageStats
+from dynamo_core.http.openai.routing import demand_of
 from dynamo_core.http.openai.sampling import MAX_CHOICES, check_fields, check_room, conditions_of, sampling_of, stops_of
 from dynamo_core.http.openai.types import SamplingFields
 from dynamo_core.http.reply import EndCallback, GenerationReply, SinkFactory
@@ -83,6 +84,7 @@ class OpenAiService:
                 f"{len(prompts)} prompts with n={n} are more than {MAX_CHOICES} choices; send fewer.", param=wish.prompt_param
             )
         headers = exchange.headers
+        demand = demand_of(body, headers, exchange.principal)
         max_tokens = _limit(served, prompts, wish)
         request = GenerationRequest(
             id=exchange.id,
@@ -95,12 +97,13 @@ class OpenAiService:
             include_stop=bool(body.include_stop_str_in_output),
             skip_special_tokens=body.skip_special_tokens is not False,
             logprobs=wish.logprobs,
-            priority=body.priority if body.priority is not None else _number(headers, "x-dynamo-request-priority") or 0,
+            priority=demand.priority,
             lora=served.card.lora,
-            cache_salt=body.cache_salt or headers.get("x-tenant-id"),
-            session=headers.get("x-dynamo-session-id"),
-            pinned=_number(headers, "x-dynamo-worker-instance-id"),
+            cache_salt=demand.cache_salt,
+            session=demand.session,
+            pinned=demand.pinned,
             headers=headers,
+            hints=demand.hints,
         )
         if self._prepare is None:
             return request
@@ -166,16 +169,6 @@ def _limit(served: ServedModel, prompts: Sequence[list[int]], wish: Wish) -> int
     if tightest is None:
         raise InvalidRequest(f"`{wish.prompt_param}` is empty; send at least one prompt.", param=wish.prompt_param)
     return tightest
-
-
-def _number(headers: Mapping[str, str], name: str) -> int | None:
-    text = headers.get(name)
-    if text is None:
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise InvalidRequest(f"The header {name} must be an integer.", param=name, code="invalid_value") from None
 
 
 def _record_of(exchange: Exchange) -> RequestRecord:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 __all__ = [
+    "AgentHints",
     "ChatChoice",
     "ChatChunk",
     "ChatChunkChoice",
@@ -23,9 +24,11 @@ __all__ = [
     "Delta",
     "ModelList",
     "ModelObject",
+    "NvExt",
     "Prompt",
     "PromptTokensDetails",
     "ResponseFormat",
+    "RoutingConstraints",
     "SamplingFields",
     "StreamOptions",
     "StructuredOutputs",
@@ -68,6 +71,32 @@ class StructuredOutputs(Struct, frozen=True, kw_only=True):
     grammar: str | None = None
 
 
+class AgentHints(Struct, frozen=True, kw_only=True):
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    """Higher goes first, in queues of the router and of engines that have priorities."""
+    strict_priority: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    """A higher tier leaves the router's queue before all lower ones."""
+    osl: Positive | None = None
+    """Tokens that the answer will have, as far as you know."""
+
+
+class RoutingConstraints(Struct, frozen=True, kw_only=True):
+    required_taints: list[str] | None = None
+    """Only workers with all of these taints."""
+    preferred_taints: dict[str, float] | None = None
+    """Taint and weight: workers with it are preferred, the more the higher; below 0 avoided."""
+
+
+class NvExt(Struct, frozen=True, kw_only=True):
+    """Dynamo's extension, as far as it is about routing; other keys are ignored."""
+
+    agent_hints: AgentHints | None = None
+    routing_constraints: RoutingConstraints | None = None
+    backend_instance_id: Annotated[int, Meta(ge=0, le=INT64 - 1)] | None = None
+    dp_rank: Annotated[int, Meta(ge=0, le=2**16)] | None = None
+    cache_salt: str | None = None
+
+
 class SamplingFields(Struct, frozen=True, kw_only=True):
     """What both APIs take. ``null`` means the same as a field left out."""
 
@@ -102,6 +131,7 @@ class SamplingFields(Struct, frozen=True, kw_only=True):
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     """Lower runs first."""
     cache_salt: str | None = None
+    nvext: NvExt | None = None
 
 
 class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True):
