@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import shutil
 import signal
 import socket
 import subprocess
@@ -111,6 +112,10 @@ class EtcdServer(ServerProcess):
         ]  # fmt: skip
         super().__init__(command, folder, port)
         self._scheme = scheme
+
+    def wipe(self) -> None:
+        """Of a server that is stopped: all that it stored."""
+        shutil.rmtree(self.data)
 
     def _serves(self) -> bool:
         if self._scheme != "http":
