@@ -5,7 +5,7 @@ Flags, ``--help``, ``dynamo config show|schema`` and ``docs/configuration.md`` a
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -23,6 +23,7 @@ def setting(doc: str, *env: str, flag: str | None = None, commands: tuple[str, .
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
 # fmt: off
@@ -35,6 +36,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     plugins: Annotated[tuple[str, ...], setting("Plugin to activate; repeatable.", "DYN_PLUGINS", flag="plugin")] = ()
     no_plugins: Annotated[tuple[str, ...], setting("Plugin to leave out, whatever else names it; repeatable.", "DYN_NO_PLUGINS", flag="no-plugin")] = ()
     router: Annotated[str | None, setting("Router; a single active router plugin is the default, else round-robin.", "DYN_ROUTER", "DYN_ROUTER_MODE", commands=("serve", "frontend"))] = None
+    router_replica_sync: Annotated[bool, setting("Tell the other frontends of the namespace which requests run where, so that each router sees the whole load.", "DYN_ROUTER_REPLICA_SYNC", commands=("serve", "frontend"))] = True
+    router_session_affinity_ttl_secs: Annotated[Seconds | None, setting("Keep requests of one session (x-session-id, x-dynamo-session-id) on one worker, until so long after its last; off if not given.", "DYN_ROUTER_SESSION_AFFINITY_TTL_SECS", commands=("serve", "frontend"))] = None
+    router_session_affinity_mode: Annotated[Literal["hard", "soft"], setting("hard: only that worker while it lives; soft: unless it is much busier than the others.", "DYN_ROUTER_SESSION_AFFINITY_MODE", commands=("serve", "frontend"))] = "hard"
     workers: Annotated[int, setting("Worker processes.", "DYN_WORKERS", commands=("serve",), ge=0, le=1024)] = 1
     frontends: Annotated[int, setting("Frontend processes that share the port.", "DYN_FRONTENDS", commands=("serve",), ge=1, le=256)] = 1
     engine_args: Annotated[dict[str, Any], setting("KEY=VALUE for the engine; repeatable.", "DYN_ENGINE_ARGS", flag="engine-arg", commands=("serve", "worker"))] = {}

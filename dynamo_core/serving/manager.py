@@ -14,8 +14,11 @@ from dynamo_core.errors import DynamoError, ModelNotFound, ServiceUnavailable
 from dynamo_core.plugins import Compiled, Provider
 from dynamo_core.runtime import Client, DistributedRuntime
 from dynamo_core.serving.model_text import ModelText, load_model_text
+from dynamo_core.serving.replicas import ReplicaSync
 from dynamo_core.serving.router_guard import RouterGuard
 from dynamo_core.serving.served_model import ServedModel
+from dynamo_core.serving.session_affinity import SessionAffinity
+from dynamo_core.serving.sharing import ModelSharing
 from dynamo_core.serving.timeouts import Timeouts
 from dynamo_core.serving.wire import MODELS_PREFIX, ModelKey, decode_card
 
@@ -51,6 +54,8 @@ class ModelManager:
         self._settings = settings
         self._clock = clock
         self._load_text = load_text
+        self.replicas = ReplicaSync(runtime, settings.namespace) if settings.router_replica_sync else None
+        """The other frontends."""
         self._models: dict[str, ServedModel] = {}
         self._cards: dict[ModelKey, ModelCard] = {}
         self._clients: dict[str, Client] = {}
@@ -61,6 +66,8 @@ class ModelManager:
 
     async def start(self) -> None:
         """Returns when what discovery held is known; models may still be loading."""
+        if self.replicas is not None:
+            await self.replicas.start()
         self._watcher = asyncio.create_task(self._watch(), name="model cards")
         synced = asyncio.create_task(self._synced.wait())
         await asyncio.wait((self._watcher, synced), return_when=asyncio.FIRST_COMPLETED)
@@ -78,6 +85,8 @@ class ModelManager:
             model.close()
         for client in self._clients.values():
             await client.close()
+        if self.replicas is not None:
+            await self.replicas.close()
 
     def recompiled(self, compiled: Compiled) -> None:
         """Other plugins: streams that begin from here on get their filters. Routers stay, with what they have learned."""
@@ -209,7 +218,15 @@ class ModelManager:
             ),
             clock=self._clock,
             open_filter=self._open_filter,
+            sharing=self._share(card.name),
         )
+
+    def _share(self, model: str) -> ModelSharing:
+        ttl, mode = self._settings.router_session_affinity_ttl_secs, self._settings.router_session_affinity_mode
+        sharing = ModelSharing(model, self.replicas, None if ttl is None else SessionAffinity(ttl, mode))
+        if self.replicas is not None:
+            self.replicas.join(model, sharing)
+        return sharing
 
     # --- instances -----------------------------------------------------------------------------------------------------------
 

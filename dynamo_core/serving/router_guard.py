@@ -10,7 +10,16 @@ from dynamo_core.plugins import Faults
 
 __all__ = ["RouterGuard"]
 
-_OPTIONAL = ("first_token", "output_tokens", "finished", "kv_events", "kv_lost", "worker_added", "worker_removed")
+_OPTIONAL = (
+    "first_token",
+    "output_tokens",
+    "finished",
+    "kv_events",
+    "kv_lost",
+    "worker_added",
+    "worker_removed",
+    "routed_elsewhere",
+)
 
 
 class RouterGuard:

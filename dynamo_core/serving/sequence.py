@@ -64,12 +64,14 @@ def _ignore(_: Items) -> None:
 class Leg:
     """The stay of a sequence on one worker: what the request plane delivers to."""
 
-    __slots__ = ("_killed", "_stream", "answered", "on_items", "released", "route", "sequence", "worker")
+    __slots__ = ("_killed", "_stream", "answered", "number", "on_items", "released", "route", "sequence", "worker")
 
     def __init__(self, sequence: Sequence, worker: WorkerView) -> None:
         self.sequence = sequence
         self.worker = worker
         self.route = sequence.route
+        self.number = 0
+        """Among those that other frontends are told of."""
         self.released = False
         self.answered = False
         """Something came."""
@@ -126,6 +128,7 @@ class Leg:
         self.answered = True
         sequence.dispatcher.breaker.answered(self.worker.id)
         router.tell("first_token", self.route, self.worker.id)
+        sequence.dispatcher.sharing.answered(self.number)
         sequence.dispatcher.changed()
         counting = router.has("output_tokens")
         receiver = sequence.receiver
@@ -155,6 +158,7 @@ class Sequence:
         "context",
         "dispatcher",
         "leg",
+        "named",
         "receiver",
         "request",
         "route",
@@ -171,6 +175,8 @@ class Sequence:
         self.receiver = receiver
         self.leg: Leg | None = None
         self.closed = False
+        self.named = route.pinned is not None
+        """The client wants this worker and no other."""
         self.setback: DynamoError | None = None
         """What ended the latest leg."""
         self._origin = request
