@@ -29,6 +29,7 @@ from dynamo_core.serving.engine_handler import EngineHandler
 from dynamo_core.serving.kv_journal import journal_of
 from dynamo_core.serving.model_folder import ModelFolder
 from dynamo_core.serving.wire import LOAD_TOPIC, LoadReading, ModelKey, encode_card, encode_event, encode_request
+from dynamo_core.serving.worker_controls import add_controls
 
 __all__ = ["EngineWorker"]
 
@@ -126,6 +127,7 @@ class EngineWorker:
         )
         if hasattr(self._engine, "metrics"):
             self._served.append(await runtime.endpoint(f"{endpoint}.metrics").serve(self._serve_metrics))
+        add_controls(runtime, self, getattr(self._engine, "metrics", None))
         await runtime.discovery.put(str(self._key), encode_card(card))
         self.card = card
         self._load_task = asyncio.create_task(self._publish_load(), name=f"load of {self.name}")
