@@ -4,15 +4,15 @@ usage: python -m benchmarks.failure kill [--kills 20] [--streams 200] [--tokens 
        python -m benchmarks.failure drain [--streams 60] [--tokens 150]
        python -m benchmarks.failure etcd-outage [--seconds 60] [--streams 60] [--wipe]
 
-kill         SIGKILL to one of three workers, again and again, each time when all three are back. Every stream is compared token by
-             token with a run in which nobody is killed. The added pause of a migrated stream is its longest pause after the kill
-             less its usual one, the simulated computing of the resumed prompt included.
-drain        SIGTERM to a worker, to one of two frontends and to the whole run, under load: the streams, and requests for one token
-             with a connection each, so that some knock when a frontend closes its door.
+kill         SIGKILL to one of three workers, again and again, each time when all three are back. Every stream is compared token
+             by token with a run in which nobody is killed. The added pause of a migrated stream is its longest pause after the
+             kill less its usual one, the simulated computing of the resumed prompt included.
+drain        SIGTERM to a worker, to one of two frontends and to the whole run, under load: the streams, and requests for one
+             token with a connection each, so that some knock when a frontend closes its door.
 etcd-outage  etcd is stopped for a while; afterwards it must hold what it held before.
 
-Half of the streams are completions, half are chats with log-probabilities. Exit code 1 when a request failed, a token or the usage
-differs, or the goal is missed otherwise.
+Half of the streams are completions, half are chats with log-probabilities. Exit code 1 when a request failed, a token or the
+usage differs, or the goal is missed otherwise.
 """
 
 from __future__ import annotations

@@ -17,7 +17,23 @@ from typing import Any, NamedTuple
 
 __all__ = ["Load", "Outcome", "differing", "replay"]
 
-_WORDS = "the quick brown fox jumps over a lazy dog while many animals watch it from the river bank and say nothing".split()
+_WORDS = (
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "while",
+    "many",
+    "animals",
+    "watch",
+    "the",
+    "river",
+)
 
 
 class Outcome(NamedTuple):
