@@ -35,6 +35,8 @@ class Rendezvous:
             if not ready:
                 decisions.append(Hold(reason="no worker left"))
                 continue
+            if request.pinned in ready:  # the client named a worker
+                ready = [request.pinned]
             free = [worker for worker in ready if running[worker] < bound] or ready
             chosen = max(free, key=lambda worker: hashlib.blake2b(f"{session}/{worker}".encode(), digest_size=8).digest())
             running[chosen] += 1  # the next request of this turn counts it

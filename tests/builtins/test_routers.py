@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from dynamo_core.builtins import direct, least_loaded, power_of_two, random, round_robin
+from dynamo_core.builtins import cache_aware, direct, least_loaded, least_tokens, power_of_two, prefix_hash, random, round_robin
 from dynamo_core.contracts import Decision, Hold, ModelCard, Reject, Route, Router, RouterContext, RouteRequest, WorkerView
 from dynamo_core.errors import InvalidRequest, NoInstances
 from dynamo_core.hookspecs import hookimpl
 
-ALL: list[Any] = [round_robin, random, power_of_two, least_loaded]
+ALL: list[Any] = [round_robin, random, power_of_two, least_loaded, least_tokens, prefix_hash, cache_aware]
 CARD = ModelCard(name="m", path="")
 Make = Callable[..., Router]
 
@@ -82,6 +82,19 @@ def test_least_loaded_fills_up_the_emptiest_within_a_turn_too() -> None:
 
 def test_least_loaded_takes_turns_among_idle_workers() -> None:
     router, workers = make(least_loaded), fleet(0, 0, 0)
+    assert [ids(router.select(requests(1), workers))[0] for _ in range(6)] == [1, 2, 3, 1, 2, 3]
+
+
+def test_least_tokens_weighs_prompts_by_their_length() -> None:
+    workers = fleet(1, 9, 1)
+    for worker, tokens in zip(workers.values(), (500, 90, 100), strict=True):
+        worker.inflight_tokens = tokens
+    batch = [RouteRequest(id=str(tokens), token_ids=range(tokens)) for tokens in (50, 1000, 10, 10)]
+    assert ids(make(least_tokens).select(batch, workers)) == [2, 3, 2, 2]
+
+
+def test_least_tokens_takes_turns_among_idle_workers() -> None:
+    router, workers = make(least_tokens), fleet(0, 0, 0)
     assert [ids(router.select(requests(1), workers))[0] for _ in range(6)] == [1, 2, 3, 1, 2, 3]
 
 

@@ -44,7 +44,7 @@ class TestKvRouter(RouterContract):
         return provider.spec.factory(provider.config, context)
 
 
-@pytest.mark.parametrize("name", ["random", "power-of-two", "least-loaded"])
+@pytest.mark.parametrize("name", ["random", "power-of-two", "least-loaded", "least-tokens", "prefix-hash", "cache-aware"])
 class TestLots(RouterContract):
     name = ""
 

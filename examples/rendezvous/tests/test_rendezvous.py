@@ -1,6 +1,7 @@
 import rendezvous
 
 from dynamo_core.contracts import Hold, ModelCard, RouteRequest, WorkerView
+from dynamo_core.testing import RouterContract
 
 CARD = ModelCard(name="m", path="")
 ROUTER = rendezvous.Rendezvous(rendezvous.Config(), None)
@@ -47,3 +48,8 @@ def test_a_worker_that_failed_the_request_is_left_out():
     home = choose("ann", workers(w1=0, w2=0))
     assert choose("ann", workers(w1=0, w2=0), excluded=frozenset({home})) != home
     assert isinstance(ROUTER.select([request("ann", excluded=frozenset({1}))], workers(w1=0))[0], Hold)
+
+
+class TestContract(RouterContract):
+    def make_router(self, context):
+        return rendezvous.Rendezvous(rendezvous.Config(), context)
