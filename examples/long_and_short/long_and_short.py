@@ -1,4 +1,4 @@
-"""A router in twenty lines: long prompts to the first half of the workers, short ones to the rest, so that few wait for a book."""
+"""A router in twenty lines: long prompts to the first half of the workers, short ones to the rest: few wait for a book."""
 
 from dynamo_core import hookimpl
 from dynamo_core.contracts import Hold, Route

@@ -33,7 +33,5 @@ def test_a_half_that_failed_the_request_is_left_for_the_other():
 
 
 def test_a_worker_that_the_client_names_is_taken_whatever_the_length():
-    assert LongAndShort(None, None).select([request(5000, pinned=4), request(1, pinned=1)], workers(0, 0, 0, 0)) == [
-        Route(4),
-        Route(1),
-    ]
+    named = [request(5000, pinned=4), request(1, pinned=1)]
+    assert LongAndShort(None, None).select(named, workers(0, 0, 0, 0)) == [Route(4), Route(1)]
