@@ -1,4 +1,4 @@
-"""Router ``least-loaded``: the worker with the fewest requests of this frontend; among equals they take turns."""
+"""Router ``least-loaded``: the worker with the fewest requests of all frontends; among equals they take turns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LeastLoaded:
         self._chosen: dict[int, int] = {}
 
     def select(self, requests: Sequence[RouteRequest], workers: Mapping[int, WorkerView]) -> Sequence[Decision]:
-        load = {worker.id: worker.inflight for worker in workers.values()}
+        load = {worker.id: worker.running for worker in workers.values()}
         return [self._place(request, load) for request in requests]
 
     def worker_removed(self, worker_id: int) -> None:

@@ -1,4 +1,4 @@
-"""Router ``power-of-two``: of two workers drawn at random, the one with fewer requests of this frontend.
+"""Router ``power-of-two``: of two workers drawn at random, the one with fewer requests of all frontends.
 
 Nearly as even as looking at all of them, at a cost that does not grow with their number, and without the herd that several
 frontends make when they all see the same least loaded worker.
@@ -41,7 +41,7 @@ class PowerOfTwo:
             if not ids:
                 return Hold(reason="no worker is left for this request")
             drawn = self._lots.sample(ids, min(2, len(ids)))
-            chosen = min(drawn, key=lambda worker: workers[worker].inflight + placed[worker])
+            chosen = min(drawn, key=lambda worker: workers[worker].running + placed[worker])
         placed[chosen] += 1
         return Route(chosen)
 

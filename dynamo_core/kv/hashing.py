@@ -162,6 +162,14 @@ class PromptHashes:
         self.known: list[int] = []
         """The hashes computed so far."""
 
+    @classmethod
+    def of(cls, seq_hashes: Sequence[int]) -> PromptHashes:
+        """Of a prompt whose hashes somebody else has computed."""
+        prompt = cls((), 1)
+        prompt.known = list(seq_hashes)
+        prompt.count = len(prompt.known)
+        return prompt
+
     def upto(self, count: int) -> list[int]:
         """:attr:`known`, with the first ``count`` at least (all, if there are fewer). Not to be changed by the caller."""
         known = self.known
