@@ -7,7 +7,7 @@ import pytest
 from dynamo_core.contracts import ModelCard, WorkerView
 from dynamo_kv_router.cost import YOUTH_RATES, YOUTH_SHARES, Clock, Weights, costs
 from dynamo_kv_router.load import PlaceLoad
-from dynamo_kv_router.speed import MeanStay, PrefillSpeed
+from dynamo_kv_router.speed import FadingMean, PrefillSpeed
 
 WEIGHTS = Weights()
 CARD = ModelCard(name="m", path="", block_size=16, total_kv_blocks=1000)
@@ -23,8 +23,8 @@ def test_three_exponentials_stand_for_the_hyperbola() -> None:
 def test_the_cost_is_the_formula() -> None:
     clock, speed = Clock(WEIGHTS, 0.0), PrefillSpeed()
     load = PlaceLoad(WorkerView(1, CARD))
-    load.begin(3000, 80.0, 0.0)
-    load.begin(2000, 40.0, 0.0)
+    load.begin(3000, 3000, 80.0, 0.0)
+    load.begin(2000, 2000, 40.0, 0.0)
     clock.tick(50.0)
     load.first_token(3000, 80.0, 0.0, clock)
     clock.tick(270.0)
@@ -41,8 +41,8 @@ def test_the_cost_is_the_formula() -> None:
 def test_ages_survive_the_reference_time_moving() -> None:
     clock = Clock(WEIGHTS, 0.0)
     load = PlaceLoad(WorkerView(1, CARD))
-    load.begin(10, 1.0, 0.0)
-    load.begin(10, 1.0, 0.0)
+    load.begin(10, 10, 1.0, 0.0)
+    load.begin(10, 10, 1.0, 0.0)
     load.first_token(10, 1.0, 0.0, clock)
     moved = 0
     for now in range(0, 60_000, 1000):
@@ -54,15 +54,15 @@ def test_ages_survive_the_reference_time_moving() -> None:
     x = 59_000 / WEIGHTS.tau_ms
     assert moved > 5
     assert young == pytest.approx(sum(s * exp(-r * x) for s, r in zip(YOUTH_SHARES, YOUTH_RATES, strict=True)))
-    load.end(10, 1.0, None, clock)
-    load.end(10, 1.0, 0.0, clock)
+    load.end(10, 10, 1.0, None, clock)
+    load.end(10, 10, 1.0, 0.0, clock)
     assert load.youth == (0.0, 0.0, 0.0)
 
 
 def test_an_overdue_worker_gets_dearer() -> None:
     clock, speed = Clock(WEIGHTS, 0.0), PrefillSpeed()
     load = PlaceLoad(WorkerView(1, CARD))
-    load.begin(100, 50.0, 0.0)
+    load.begin(100, 100, 50.0, 0.0)
     prices = []
     for now in (10.0, 50.0, 5000.0):
         clock.tick(now)
@@ -76,7 +76,7 @@ def test_a_prompt_that_does_not_fit_waits_until_enough_of_the_others_is_gone() -
     def price(held: int, tokens: int, stay_ms: float) -> float:
         load = PlaceLoad(WorkerView(1, CARD))
         if held:
-            load.begin(held, 1.0, 0.0)
+            load.begin(held, held, 1.0, 0.0)
             load.first_token(held, 1.0, 0.0, clock)
         return costs([load.row(WEIGHTS, 1.0, stay_ms)], [1.0], tokens, clock, speed, WEIGHTS.affinity)[0]
 
@@ -92,26 +92,26 @@ def test_a_prompt_that_does_not_fit_waits_until_enough_of_the_others_is_gone() -
 
 def test_a_cache_of_unknown_size_always_has_room() -> None:
     load = PlaceLoad(WorkerView(1, ModelCard(name="m", path="")))
-    load.begin(10**9, 1.0, 0.0)
+    load.begin(10**9, 10**9, 1.0, 0.0)
     assert load.row(WEIGHTS, 1.0, 500.0).room == float("inf")
 
 
 def test_the_mean_stay_follows_what_is_seen() -> None:
-    stay = MeanStay()
-    assert stay.ms == 0
+    stay = FadingMean()
+    assert stay.value == 0
     for ms in (100.0, 300.0):
         stay.observe(ms)
-    assert stay.ms == pytest.approx(200, rel=0.02)
+    assert stay.value == pytest.approx(200, rel=0.02)
     for _ in range(300):
         stay.observe(1000.0)
-    assert stay.ms == pytest.approx(1000, rel=0.01)
+    assert stay.value == pytest.approx(1000, rel=0.01)
 
 
 def test_first_tokens_of_one_step_are_one_observation() -> None:
     clock = Clock(WEIGHTS, 0.0)
     load = PlaceLoad(WorkerView(1, CARD))
     for _ in range(3):
-        load.begin(100, 5.0, 0.0)
+        load.begin(100, 100, 5.0, 0.0)
     clock.tick(40.0)
     assert load.first_token(100, 5.0, 0.0, clock) is None
     clock.tick(40.5)

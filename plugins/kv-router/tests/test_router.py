@@ -35,9 +35,7 @@ class Fleet:
 
     def __init__(self, count: int = 4, *, kv_events: bool = True, ranks: int = 1, **config: Any) -> None:
         self.now = 0.0
-        card = ModelCard(
-            name="m", path="", block_size=SIZE, total_kv_blocks=1000, kv_events=kv_events, data_parallel_size=ranks
-        )
+        card = ModelCard(name="m", path="", block_size=SIZE, total_kv_blocks=1000, kv_events=kv_events, data_parallel_size=ranks)
         self.workers = {i: WorkerView(i, card) for i in range(1, count + 1)}
         context = RouterContext(model="m", block_size=SIZE, clock=lambda: self.now, seed=7)
         self.router = KvRouter(KvRouterConfig(**config), context)
@@ -159,9 +157,13 @@ def test_removed_and_cleared_blocks_do_not_count(fleet: Fleet) -> None:
     assert fleet.serve(PROMPT).overlap_blocks == 0
 
 
-def test_slower_tiers_are_not_counted(fleet: Fleet) -> None:
-    fleet.tell(3, KvStored(HASHES, "host"))
-    assert fleet.serve(PROMPT).overlap_blocks == 0
+def test_faster_tiers_are_worth_more(fleet: Fleet) -> None:
+    fleet.tell(1, KvStored(HASHES, "disk"))
+    assert fleet.serve(PROMPT).worker_id == 1
+    fleet.tell(2, KvStored(HASHES, "host"))
+    assert fleet.serve(PROMPT).worker_id == 2
+    fleet.tell(3, KvStored(HASHES))
+    assert fleet.serve(PROMPT).worker_id == 3
 
 
 def test_ranks_of_a_worker_are_kept_apart() -> None:

@@ -8,21 +8,28 @@ from dynamo_core.contracts import WorkerView
 from dynamo_kv_router.config import KvRouterConfig
 from dynamo_kv_router.cost import Clock, LoadRow, Weights
 from dynamo_kv_router.load import Observation, PlaceLoad
-from dynamo_kv_router.speed import MeanStay, PrefillSpeed
+from dynamo_kv_router.speed import FadingMean, PrefillSpeed
 
 __all__ = ["Books", "Sent"]
+
+_OUTPUT_STEP = 16
+"""Tokens."""
 
 
 class Sent:
     """A request on a place, from ``begin`` to ``end``."""
 
-    __slots__ = ("at", "first_token", "new_tokens", "own_ms", "place", "tokens")
+    __slots__ = ("at", "expected", "first_token", "generated", "new_tokens", "own_ms", "place", "tokens")
 
-    def __init__(self, place: PlaceLoad, tokens: int, new_tokens: int, own_ms: float, at: float) -> None:
+    def __init__(self, place: PlaceLoad, tokens: int, new_tokens: int, own_ms: float, expected: int, at: float) -> None:
         self.place = place
         self.tokens = tokens
+        """Of the prompt."""
         self.new_tokens = new_tokens
         self.own_ms = own_ms
+        self.expected = expected
+        """Tokens of the answer that are counted as held."""
+        self.generated = 0
         self.at = at
         self.first_token: float | None = None
 
@@ -40,7 +47,10 @@ class Books:
         self._seconds = seconds
         self.clock = Clock(weights, seconds() * 1000)
         self.speed = PrefillSpeed()
-        self.stay = MeanStay()
+        self.stay = FadingMean()
+        """Milliseconds that a request spends on its worker."""
+        self.answer = FadingMean()
+        """Tokens of an answer; known only where outputs are counted."""
         self.places: list[PlaceLoad] = []
         """By worker id and rank, so that nothing depends on the order of their coming."""
         self.rows: list[LoadRow] = []
@@ -84,15 +94,18 @@ class Books:
 
     # --- requests ------------------------------------------------------------------------------------------------------------
 
-    def begin(self, key: Hashable, place: PlaceLoad, tokens: int, new_tokens: int, own_ms: float) -> None:
-        """A prompt was sent there, of which ``new_tokens`` are to be computed within ``own_ms`` once it is its turn."""
+    def begin(self, key: Hashable, place: PlaceLoad, tokens: int, new_tokens: int, own_ms: float, expected: int = 0) -> None:
+        """A prompt was sent there, of which ``new_tokens`` are to be computed within ``own_ms`` once it is its turn.
+
+        ``expected``: tokens of the answer that count as held from here on.
+        """
         if key in self._sent:
             self.end(key)
         now = self.clock.now
         if not place.prefilling:
             own_ms += self.speed.overhead_ms
-        self._sent[key] = Sent(place, tokens, new_tokens, own_ms, now)
-        place.begin(tokens, own_ms, now)
+        self._sent[key] = Sent(place, tokens, new_tokens, own_ms, expected, now)
+        place.begin(tokens + expected, new_tokens, own_ms, now)
         self._given += 1
         place.given = self._given
         self._changed(place)
@@ -107,6 +120,18 @@ class Books:
         self._learn(sent.place.first_token(sent.new_tokens, sent.own_ms, sent.at, self.clock))
         self._changed(sent.place)
 
+    def generated(self, key: Hashable, count: int) -> None:
+        """So many more tokens of its answer; what goes beyond the expected length counts as it comes, in steps."""
+        sent = self._sent.get(key)
+        if sent is None:
+            return
+        sent.generated += count
+        if sent.generated > sent.expected:
+            step = max(_OUTPUT_STEP, sent.generated - sent.expected)
+            sent.expected += step
+            sent.place.tokens += step
+            self._changed(sent.place)
+
     def end(self, key: Hashable) -> None:
         """It is gone, in whatever way."""
         sent = self._sent.pop(key, None)
@@ -116,7 +141,9 @@ class Books:
         self._learn(sent.place.measured(self.clock.now))
         if sent.first_token is not None:
             self.stay.observe(self.clock.now - sent.at)
-        sent.place.end(sent.tokens, sent.own_ms, sent.first_token, self.clock)
+            if sent.generated:
+                self.answer.observe(sent.generated)
+        sent.place.end(sent.tokens + sent.expected, sent.new_tokens, sent.own_ms, sent.first_token, self.clock)
         self._changed(sent.place)
 
     def tick(self) -> None:
@@ -137,4 +164,4 @@ class Books:
             self.rows[at] = self._row(place)
 
     def _row(self, place: PlaceLoad) -> LoadRow:
-        return place.row(self._weights, self._config.overlap_score_weight, self.stay.ms)
+        return place.row(self._weights, self._config.overlap_score_weight, self.stay.value)

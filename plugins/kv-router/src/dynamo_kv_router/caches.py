@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Sequence
+from math import inf
 from typing import NamedTuple
 
 from dynamo_core.contracts import KvBatch, KvCleared, KvRemoved, KvStored, RouteRequest, WorkerView
@@ -10,6 +12,7 @@ from dynamo_core.kv import HashCache, PrefixIndex, PromptHashes, slots_of
 from dynamo_kv_router.config import KvRouterConfig
 from dynamo_kv_router.load import PlaceLoad
 from dynamo_kv_router.pending import PendingPrompts
+from dynamo_kv_router.tiers import SlowTiers
 
 __all__ = ["Caches", "Overlap"]
 
@@ -20,9 +23,11 @@ class Overlap(NamedTuple):
     """By place."""
 
     blocks: list[int]
-    """Leading blocks of the prompt that are there, or will be before the request could begin."""
+    """Leading blocks of the prompt that are there, or will be before the request could begin; in whatever tier."""
     new_tokens: list[int]
-    """What is left to compute; at least one token is."""
+    """What is left to compute, blocks of slower tiers counted as the share of that which they cost; at least one token."""
+    device: list[int]
+    """Those of the blocks that are in the device's own memory."""
 
 
 class Caches:
@@ -41,6 +46,10 @@ class Caches:
         self._assumed: dict[PlaceLoad, int] = {}
         """Places without KV events and the slot that says what they should have."""
         self._expire_at = 0.0
+        self._assumed_ms = config.router_ttl_secs * 1000 if config.router_approximate_cache_policy == "ttl" else inf
+        self._predicted_ms = config.router_predicted_ttl_secs * 1000
+        self._predictions: deque[tuple[float, Hashable]] = deque()
+        self._slow = SlowTiers(config.router_max_tree_size)
 
     def __len__(self) -> int:
         """Different blocks."""
@@ -65,7 +74,16 @@ class Caches:
             if at < len(places) and places[at] is promise.place and promise.blocks > blocks[at]:
                 blocks[at] = promise.blocks
                 rest[at] = max(1, tokens - promise.blocks * size)
-        return Overlap(blocks, rest)
+        if not self._slow.held:
+            return Overlap(blocks, rest, blocks)
+        device = blocks.copy()
+        for place in self._slow.held:
+            at = place.place
+            host, disk = self._slow.beyond(place, prompt, device[at])
+            blocks[at] += host + disk
+            saved = host * self._config.router_host_cache_hit_weight + disk * self._config.router_disk_cache_hit_weight
+            rest[at] = max(1, rest[at] - round(saved * size))
+        return Overlap(blocks, rest, device)
 
     # --- requests ------------------------------------------------------------------------------------------------------------
 
@@ -75,11 +93,18 @@ class Caches:
         self._pending.add(key, place, prompt)
         slot = self._assumed.get(place)
         if slot is not None:
-            expiry = now + self._config.router_ttl_secs * 1000
+            expiry = now + self._assumed_ms
             self._index.stored(slot, prompt.upto(prompt.count), expiry, keep=self._config.router_prune_target_ratio)
 
-    def computed(self, key: Hashable) -> None:
-        """Its first token came, or it ended without one: from here on events say what there is."""
+    def computed(self, key: Hashable, now: float) -> None:
+        """Its first token came: from here on events say what there is, or a while later."""
+        if self._predicted_ms and key in self._prompts:
+            self._predictions.append((now + self._predicted_ms, key))
+        else:
+            self.forget(key)
+
+    def forget(self, key: Hashable) -> None:
+        """Promise nothing more for it. O(1); unknown ones are ignored."""
         prompt = self._prompts.pop(key, None)
         if prompt is not None:
             self._pending.discard(key, prompt)
@@ -99,6 +124,7 @@ class Caches:
         """O(blocks of the worker)."""
         for place in places:
             self._assumed.pop(place, None)
+            self._slow.clear(place)
             slot = self._slots.pop(place, None)
             if slot is not None:
                 self._index.close(slot)
@@ -114,7 +140,6 @@ class Caches:
         return 0 if slot is None else self._index.size(slot)
 
     def take(self, batch: KvBatch, place: PlaceLoad) -> None:
-        """Only blocks in the device's own memory are indexed; slower tiers are not counted as cached."""
         if place in self._assumed:
             return
         slot = self._slots.get(place)
@@ -124,8 +149,10 @@ class Caches:
         for event in batch.events:
             if isinstance(event, KvCleared):
                 self._index.clear(slot)
+                self._slow.clear(place)
             elif event.tier != "device":
-                continue
+                change = self._slow.stored if isinstance(event, KvStored) else self._slow.removed
+                change(place, event.tier, event.seq_hashes)
             elif isinstance(event, KvStored):
                 self._index.stored(slot, event.seq_hashes, keep=self._config.router_prune_target_ratio)
             elif isinstance(event, KvRemoved):
@@ -136,9 +163,12 @@ class Caches:
         slot = self._slots.get(place)
         if slot is not None and place not in self._assumed:
             self._index.clear(slot)
+            self._slow.clear(place)
 
     def expire(self, now: float) -> None:
-        """Drop what is assumed no longer; looks once a second."""
+        """Drop what is promised or assumed no longer; looks at the latter once a second."""
+        while self._predictions and self._predictions[0][0] <= now:
+            self.forget(self._predictions.popleft()[1])
         if now >= self._expire_at:
             self._expire_at = now + _EXPIRY_EVERY_MS
             for slot in self._assumed.values():

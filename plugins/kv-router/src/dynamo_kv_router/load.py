@@ -26,8 +26,8 @@ class PlaceLoad:
     """
 
     __slots__ = (
-        "_measured", "_measured_at", "_measured_from", "_owed_ms", "busy_until", "capacity", "given", "id", "place", "prefilling",
-        "rank", "requests", "several", "tokens", "youth",
+        "_measured", "_measured_at", "_measured_from", "_owed_ms", "batch", "busy_until", "capacity", "given", "id", "place",
+        "prefill_tokens", "prefilling", "rank", "requests", "several", "taints", "tokens", "view", "youth",
     )  # fmt: skip
 
     def __init__(self, worker: WorkerView, rank: int = 0) -> None:
@@ -38,15 +38,21 @@ class PlaceLoad:
         """The worker has other ranks."""
         self.place = 0
         """In the router's lists; changes when workers come and go."""
+        self.view = worker
+        self.taints = frozenset(worker.card.taints)
         self.capacity = worker.card.total_kv_blocks * worker.card.block_size
         """Tokens; 0: unknown."""
+        self.batch = worker.card.max_num_batched_tokens
+        """Tokens that a step computes at most; 0: unknown."""
         self.given = 0
         """When it last got a request: a running number."""
         self.requests = 0
         self.tokens = 0
-        """Prompt tokens of these."""
+        """What these hold: their prompts, and what they are expected to generate if that is counted."""
         self.prefilling = 0
         """Requests without first token."""
+        self.prefill_tokens = 0
+        """What is to be computed of their prompts."""
         self.busy_until = 0.0
         self.youth = (0.0, 0.0, 0.0)
         self._owed_ms = 0.0
@@ -60,27 +66,30 @@ class PlaceLoad:
 
     def row(self, weights: Weights, weight: float, stay_ms: float) -> LoadRow:
         """For :func:`~dynamo_kv_router.cost.costs`; made anew whenever something of the load changed."""
-        crowd = weight * (weights.crowd * self.requests + weights.youth * self.prefilling)
-        tokens = self.tokens
-        room = self.capacity * (1 - weights.spare) - tokens if self.capacity else inf
+        prefilling, busy_until = (self.prefilling, self.busy_until) if weights.prefills else (0, 0.0)
+        crowd = weight * (weights.crowd * self.requests + weights.youth * prefilling)
+        tokens = self.tokens if weights.holdings else 0
+        room = self.capacity * (1 - weights.spare) - tokens if self.capacity and weights.holdings else inf
+        weighed = tokens + weights.per_request * self.requests
         drain, stay = (stay_ms / tokens, stay_ms) if tokens else (0.0, 0.0)
         y1, y2, y3 = self.youth
         scale = weight * weights.youth
         youth = (y1 * scale, y2 * scale, y3 * scale)
-        return LoadRow(self.place, self.busy_until, crowd, weights.decode * tokens, room, drain, stay, youth)
+        return LoadRow(self.place, busy_until, crowd, weights.decode * weighed, room, drain, stay, youth)
 
-    def begin(self, tokens: int, own_ms: float, now: float) -> None:
-        """A request was sent there."""
+    def begin(self, tokens: int, new_tokens: int, own_ms: float, now: float) -> None:
+        """A request was sent there that will hold ``tokens``."""
         self.requests += 1
         self.tokens += tokens
         self.prefilling += 1
+        self.prefill_tokens += new_tokens
         self._owed_ms += own_ms
         self.busy_until = max(self.busy_until, now) + own_ms
 
     def first_token(self, new_tokens: int, own_ms: float, dispatched: float, clock: Clock) -> Observation | None:
         """Its prompt is done: it is a stream from here on. May complete a measurement of the worker's speed."""
         now = clock.now
-        self._prefill_over(own_ms, now)
+        self._prefill_over(new_tokens, own_ms, now)
         a, b, c = clock.youth(now)
         y1, y2, y3 = self.youth
         self.youth = (y1 + a, y2 + b, y3 + c)
@@ -93,12 +102,12 @@ class PlaceLoad:
         self._measured_at = now
         return seen
 
-    def end(self, tokens: int, own_ms: float, first_token: float | None, clock: Clock) -> None:
-        """The request is gone, in whatever way."""
+    def end(self, tokens: int, new_tokens: int, own_ms: float, first_token: float | None, clock: Clock) -> None:
+        """The request is gone, in whatever way, and gives back ``tokens``."""
         self.requests -= 1
         self.tokens -= tokens
         if first_token is None:
-            self._prefill_over(own_ms, clock.now)
+            self._prefill_over(new_tokens, own_ms, clock.now)
         elif self.requests == self.prefilling:
             self.youth = (0.0, 0.0, 0.0)  # no streams: exactly nothing, so that idle workers tie
         else:
@@ -119,7 +128,8 @@ class PlaceLoad:
         y1, y2, y3 = self.youth
         self.youth = (y1 * factors[0], y2 * factors[1], y3 * factors[2])
 
-    def _prefill_over(self, own_ms: float, now: float) -> None:
+    def _prefill_over(self, new_tokens: int, own_ms: float, now: float) -> None:
         self.prefilling -= 1
+        self.prefill_tokens -= new_tokens
         self._owed_ms = self._owed_ms - own_ms if self.prefilling else 0.0
         self.busy_until = now + self._owed_ms if self.prefilling else 0.0

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dynamo_core.contracts import Decision, Hold, KvBatch, Outcome, Route, RouterContext, RouteRequest, WorkerView
+from dynamo_core.contracts import (
+    NO_HINTS,
+    BusyThresholds,
+    Decision,
+    ForeignRequest,
+    Hold,
+    KvBatch,
+    Outcome,
+    Reject,
+    Route,
+    RouterContext,
+    RouteRequest,
+    WorkerView,
+)
+from dynamo_core.errors import Overloaded
 from dynamo_kv_router.books import Books
 from dynamo_kv_router.caches import Caches
 from dynamo_kv_router.choice import Chooser, explain
 from dynamo_kv_router.config import KvRouterConfig
-from dynamo_kv_router.cost import LoadRow, Weights, costs
+from dynamo_kv_router.cost import Weights, costs, preferred
+from dynamo_kv_router.credit import Credit
+from dynamo_kv_router.line import WaitingLine
 from dynamo_kv_router.load import PlaceLoad
+from dynamo_kv_router.replica import note_of, take_foreign
+from dynamo_kv_router.screen import HELD, Screen
+from dynamo_kv_router.thresholds import BusyGate
 
 __all__ = ["KvRouter"]
+
+_log = logging.getLogger(__name__)
 
 _DEFAULT_BLOCK = 16
 """Tokens a block for the router's own bookkeeping when the engine has no blocks."""
@@ -25,22 +47,48 @@ class KvRouter:
     A pure object: its only clock is the context's, it draws lots only above temperature 0, and it starts nothing.
     """
 
+    output_tokens: Callable[[RouteRequest, int, int], None]
+    """There only where outputs are counted, since it is called for every chunk."""
+
     def __init__(self, config: KvRouterConfig | None, context: RouterContext, *, weights: Weights | None = None) -> None:
-        self.config = config or KvRouterConfig()
-        self.weights = weights or Weights()
-        self._affinity = self.config.overlap_score_weight * self.weights.affinity
-        self._books = Books(self.config, self.weights, context.clock)
-        self._caches = Caches(self.config, context.block_size or _DEFAULT_BLOCK)
-        self._chooser = Chooser(self.config.router_temperature, context.seed)
+        self.config = config = config or KvRouterConfig()
+        self._model = context.model
+        self._block_size = context.block_size or _DEFAULT_BLOCK
+        self.weights = (weights or Weights()).configured(config, self._block_size)
+        self._affinity = config.overlap_score_weight * self.weights.affinity
+        self._books = Books(config, self.weights, context.clock)
+        self._caches = Caches(config, self._block_size)
+        self._chooser = Chooser(config.router_temperature, context.seed)
+        self._credit = Credit.of(config, self._block_size)
+        self._gate = BusyGate(
+            BusyThresholds(
+                active_decode_blocks_threshold=config.active_decode_blocks_threshold,
+                active_prefill_tokens_threshold=config.active_prefill_tokens_threshold,
+                active_prefill_tokens_threshold_frac=config.active_prefill_tokens_threshold_frac,
+            )
+        )
+        self._screen = Screen(config, self._gate)
+        holds = config.router_queue_threshold is not None or config.router_when_busy == "hold"
+        self._line = WaitingLine(config, self._uncached) if holds else None
+        self._complete = config.router_min_initial_workers == 0
+        if config.router_track_output_blocks:
+            self.output_tokens = self._generated
 
     # --- the choice ----------------------------------------------------------------------------------------------------------
 
     def select(self, requests: Sequence[RouteRequest], workers: Mapping[int, WorkerView]) -> Sequence[Decision]:
-        if workers.keys() - self._books.workers:
+        books = self._books
+        if workers.keys() - books.workers:
             for worker in workers.values():
                 self.worker_added(worker)
-        self._books.tick()
-        self._caches.expire(self._books.clock.now)
+        if not self._complete:
+            self._complete = len(books.workers) >= self.config.router_min_initial_workers
+            if not self._complete:
+                return [Hold(reason="the first workers are still to come")] * len(requests)
+        books.tick()
+        self._caches.expire(books.clock.now)
+        if self._line is not None:
+            return self._in_line(self._line, requests, workers)
         if len(requests) == 1:
             return [self._place(requests[0], workers)]
         # Longest first: the others find their place around them, and first tokens of a burst come sooner.
@@ -48,52 +96,117 @@ class KvRouter:
         decisions: dict[int, Decision] = {i: self._place(requests[i], workers) for i in order}
         return [decisions[i] for i in range(len(requests))]
 
+    def _in_line(
+        self, line: WaitingLine, requests: Sequence[RouteRequest], workers: Mapping[int, WorkerView]
+    ) -> Sequence[Decision]:
+        """Those first who go first, until nobody has room."""
+        now = self._books.clock.now / 1000
+        decisions: dict[int, Decision] = {}
+        if not self._screen.closed(self._books.places):
+            for i in line.order(requests, now):
+                request = requests[i]
+                decision = self._place(request, workers)
+                if isinstance(decision, Hold):
+                    if request.pinned is None and not request.excluded and request.hints is NO_HINTS:
+                        break  # nobody else can go anywhere, either
+                    continue
+                decisions[i] = decision
+                line.leave(request)
+                if isinstance(decision, Route):
+                    line.charge(request)
+        return [decisions[i] if i in decisions else self._wait(line, request, now) for i, request in enumerate(requests)]
+
+    def _wait(self, line: WaitingLine, request: RouteRequest, now: float) -> Decision:
+        if line.hold(request, now):
+            return HELD
+        patience = max(1.0, round(self._books.stay.value / 1000))
+        return Reject(Overloaded("Every worker is busy and the queue is full; try again later.", retry_after=patience))
+
     def _place(self, request: RouteRequest, workers: Mapping[int, WorkerView]) -> Decision:
-        candidates, rows = self._candidates(request, workers)
-        if not candidates:
-            return Hold(reason="no worker is left for this request")
         books, tokens = self._books, len(request.token_ids)
+        candidates, rows = books.places, books.rows
+        fit = self._screen.fit(request, workers, candidates, all_offered=len(workers) == len(books.workers))
+        if fit is not None:
+            if not isinstance(fit, list):
+                return fit
+            candidates, rows = [candidates[i] for i in fit], [rows[i] for i in fit]
+        elif not candidates:
+            return Hold(reason="no worker is left for this request")
         prompt = self._caches.prompt(request)
-        blocks, new_tokens = self._caches.overlap(prompt, tokens, books.places)
-        price = costs(rows, new_tokens, tokens, books.clock, books.speed, self._affinity)
+        overlap = self._caches.overlap(prompt, tokens, books.places)
+        priced: Sequence[float] = overlap.new_tokens
+        if self._credit is not None:
+            priced = self._credit.priced(overlap, tokens * books.speed.token_ms, books.places, books.clock.now)
+        price = costs(rows, priced, tokens, books.clock, books.speed, self._affinity)
+        if request.hints.preferred_taints:
+            price = preferred(price, candidates, request.hints.preferred_taints)
         chosen = self._chooser.choose(price, candidates)
         place = candidates[chosen]
         at = place.place
-        why = explain(price, candidates, blocks, chosen)
+        why = explain(price, candidates, overlap.blocks, chosen)
         key = (request, place.id)
-        books.begin(key, place, tokens, new_tokens[at], new_tokens[at] * books.speed.token_ms)
+        new = overlap.new_tokens[at]
+        books.begin(key, place, tokens, new, new * books.speed.token_ms, self._expected(request))
         self._caches.sent(key, place, prompt, books.clock.now)
-        return Route(place.id, blocks[at], why)
+        rank = place.rank if place.several else None
+        return Route(place.id, overlap.blocks[at], why, dp_rank=rank, note=note_of(prompt))
 
-    def _candidates(
-        self, request: RouteRequest, workers: Mapping[int, WorkerView]
-    ) -> tuple[Sequence[PlaceLoad], Sequence[LoadRow]]:
-        places, rows = self._books.places, self._books.rows
-        pinned, excluded = request.pinned, request.excluded
-        if pinned is None and not excluded and len(workers) == len(self._books.workers):
-            return places, rows
-        fit = [i for i, place in enumerate(places) if place.id in workers and place.id not in excluded]
-        if pinned is not None:
-            fit = [i for i in fit if places[i].id == pinned] or fit
-        return [places[i] for i in fit], [rows[i] for i in fit]
+    def _expected(self, request: RouteRequest) -> int:
+        """Tokens of the answer that are counted from the beginning."""
+        if not self.config.router_track_output_blocks:
+            return 0
+        expected = request.hints.expected_output or round(self._books.answer.value)
+        return min(expected, request.max_tokens) if request.max_tokens else expected
+
+    def _uncached(self, request: RouteRequest) -> int:
+        overlap = self._caches.overlap(self._caches.prompt(request), len(request.token_ids), self._books.places)
+        return min(overlap.new_tokens, default=len(request.token_ids))
+
+    def routed_elsewhere(self, request: ForeignRequest, worker_id: int) -> None:
+        take_foreign(self._books, self._caches, request, worker_id, self._block_size)
 
     # --- what becomes of it --------------------------------------------------------------------------------------------------
 
     def first_token(self, request: RouteRequest, worker_id: int) -> None:
         key = (request, worker_id)
-        self._caches.computed(key)
         self._books.first_token(key)
+        self._caches.computed(key, self._books.clock.now)
 
-    def finished(self, request: RouteRequest, worker_id: int, _outcome: Outcome) -> None:
+    def _generated(self, request: RouteRequest, worker_id: int, count: int) -> None:
+        self._books.generated((request, worker_id), count)
+
+    def finished(self, request: RouteRequest, worker_id: int, outcome: Outcome) -> None:
         key = (request, worker_id)
-        self._caches.computed(key)
+        if outcome != "completed":
+            self._caches.forget(key)
+        else:
+            self._caches.computed(key, self._books.clock.now)
         self._books.end(key)
+
+    def dropped(self, request: RouteRequest) -> None:
+        """A request that was held is not wanted any more."""
+        if self._line is not None:
+            self._line.leave(request)
+
+    def busy_thresholds(self) -> BusyThresholds:
+        return self._gate.thresholds
+
+    def set_busy_thresholds(self, thresholds: BusyThresholds) -> None:
+        self._gate.thresholds = thresholds
 
     # --- workers and their caches --------------------------------------------------------------------------------------------
 
     def worker_added(self, worker: WorkerView) -> None:
-        if not self._books.of(worker.id):
-            self._caches.add(worker, self._books.add(worker))
+        if self._books.of(worker.id):
+            return
+        size = worker.card.block_size or self._block_size
+        if size != self._block_size:
+            _log.warning(
+                "worker %x has KV blocks of %d tokens and others of model %s have %d: what it has cached cannot be found;"
+                " give all workers one block size",
+                worker.id, size, self._model, self._block_size,
+            )  # fmt: skip
+        self._caches.add(worker, self._books.add(worker))
 
     def worker_removed(self, worker_id: int) -> None:
         self._caches.remove(self._books.of(worker_id))
@@ -114,12 +227,15 @@ class KvRouter:
         books = self._books
         books.tick()
         now = books.clock.now
-        return {
+        state = {
             "prefill": {"overhead_ms": round(books.speed.overhead_ms, 3), "token_ms": round(books.speed.token_ms, 6)},
             "blocks": len(self._caches),
             "requests": len(books),
             "workers": {place.name: self._account(place, now) for place in books.places},
         }
+        if self._line is not None:
+            state["waiting"] = len(self._line)
+        return state
 
     def _account(self, place: PlaceLoad, now: float) -> dict[str, Any]:
         return {

@@ -1,8 +1,8 @@
-"""How fast prompts are computed and how long requests stay, learned from when they were sent, answered first and finished."""
+"""How fast prompts are computed, how long requests stay and answers are: learned from what becomes of requests."""
 
 from __future__ import annotations
 
-__all__ = ["MeanStay", "PrefillSpeed"]
+__all__ = ["FadingMean", "PrefillSpeed"]
 
 _OVERHEAD_MS, _TOKEN_MS = 16.0, 0.02
 """Until something was seen: one large GPU with a model of some billions of parameters."""
@@ -62,16 +62,15 @@ class PrefillSpeed:
         self.token_ms, self.overhead_ms = _TOKEN_MS * scale, _OVERHEAD_MS * scale
 
 
-class MeanStay:
-    """Mean time that a request spends on its worker, with fading memory; 0 until something was seen."""
+class FadingMean:
+    """Mean of what was observed, the last fifty or so; 0 until something was."""
 
-    __slots__ = ("_seen", "ms")
+    __slots__ = ("_seen", "value")
 
     def __init__(self) -> None:
-        self.ms = 0.0
+        self.value = 0.0
         self._seen = 0.0
 
-    def observe(self, ms: float) -> None:
-        """A request that had its first token is over, so long after it was sent."""
+    def observe(self, value: float) -> None:
         self._seen = self._seen * _MEMORY + 1
-        self.ms += (ms - self.ms) / self._seen
+        self.value += (value - self.value) / self._seen

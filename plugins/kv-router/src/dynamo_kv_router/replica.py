@@ -1,0 +1,44 @@
+"""What routers of other frontends are told of a request, and what is made of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from dynamo_core.contracts import ForeignRequest
+from dynamo_core.kv import PromptHashes
+from dynamo_kv_router.books import Books
+from dynamo_kv_router.caches import Caches
+
+__all__ = ["note_of", "take_foreign"]
+
+_BLOCKS = 512
+"""Blocks of a prompt that others are told of: 4.5 KiB at most."""
+
+
+def note_of(prompt: PromptHashes) -> partial[list[int]]:
+    """For :attr:`Route.note <dynamo_core.contracts.Route.note>`: the prompt's first blocks, which its worker will have."""
+    return partial(_first_blocks, prompt)
+
+
+def take_foreign(books: Books, caches: Caches, request: ForeignRequest, worker_id: int, block_size: int) -> None:
+    """Book another frontend's request as one's own. A rank that was not told counts as the first."""
+    places = books.of(worker_id)
+    rank = request.dp_rank or 0
+    if rank >= len(places):
+        return
+    tokens = request.prompt_tokens
+    new_tokens = max(1, tokens - request.overlap_blocks * block_size)
+    key = (request, worker_id)
+    books.tick()
+    books.begin(key, places[rank], tokens, new_tokens, new_tokens * books.speed.token_ms)
+    caches.sent(key, places[rank], PromptHashes.of(_hashes(request.note)), books.clock.now)
+
+
+def _first_blocks(prompt: PromptHashes) -> list[int]:
+    return prompt.upto(min(prompt.count, _BLOCKS))[:_BLOCKS]
+
+
+def _hashes(note: object) -> Sequence[int]:
+    """What another frontend says is checked: its router may be another one."""
+    return [block for block in note if isinstance(block, int)] if isinstance(note, list) else ()
