@@ -59,10 +59,21 @@ class Deployment:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"{name}[ {{]", line))
 
     async def status(self) -> dict[str, Any]:
+        return await ask_admin(self._socket(), "status")
+
+    async def tasks(self) -> dict[str, int]:
+        """How many each process has, by name."""
+        found: dict[str, int] = {}
+        for kind in ("frontend", "worker"):
+            told = await ask_admin(self._socket(), "fan_out", {"name": "vitals", "kind": kind})
+            found |= {name: answer["tasks"] for name, answer in told["answers"].items()}
+        return found
+
+    def _socket(self) -> str:
         if not self._admin:
             (socket,) = self._folder.glob("dynamo/serve-*/admin.sock")
             self._admin = str(socket)
-        return await ask_admin(self._admin, "status")
+        return self._admin
 
     async def pids(self, kind: str) -> dict[str, int]:
         """Of the processes that are ready, by name."""
