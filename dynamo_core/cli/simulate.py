@@ -17,13 +17,14 @@ from dynamo_core.errors import PluginError, StartupError
 
 if TYPE_CHECKING:
     from dynamo_core.plugins import Provider
-    from dynamo_core.simulator import Cluster, Distribution, MakeRouter, Progress, Report, Simulated, Sla, Trace
+    from dynamo_core.simulator import Change, Cluster, Distribution, MakeRouter, Progress, Report, Simulated, Sla, Trace
 
 __all__ = ["command"]
 
 _COUNT = click.IntRange(min=1)
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _NOT_NEGATIVE = click.FloatRange(min=0)
+_CHANGE: Any = (_NOT_NEGATIVE, int)
 _HEAD = ("ROUTER", "LOAD", "COMPLETED", "HIT RATE", "TTFT ms", "TPOT ms", "E2E ms", "BUSIEST")
 
 
@@ -54,6 +55,7 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
     "--spread-ms", type=_NOT_NEGATIVE, default=0.0, metavar="MS", help="Scatter requests of one timestamp over so long."
 )
 @click.option("--kv-event-delay-ms", type=_NOT_NEGATIVE, default=0.0, metavar="MS", help="KV events reach the router so late.")
+@click.option("--at", "changes", type=_CHANGE, multiple=True, metavar="SECONDS ±N", help="N workers join or leave; repeatable.")
 @click.option("--sla-ttft-ms", type=_POSITIVE, metavar="MS", help="Count requests whose first token came in time.")
 @click.option("--sla-itl-ms", type=_POSITIVE, metavar="MS", help="Count requests whose mean time between tokens was in bounds.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of --spread-ms and of routers that draw lots.")
@@ -134,11 +136,23 @@ def _options(trace: str, flags: dict[str, Any]) -> _Options:
             blocks=flags["blocks"],
             block_size=flags["block_size"],
             kv_event_delay_ms=flags["kv_event_delay_ms"],
+            changes=_changes(flags["workers"], flags["changes"]),
         ),
         spread_ms=flags["spread_ms"],
         seed=flags["seed"],
         sla=None if ttft is None and itl is None else Sla(ttft_ms=ttft, itl_ms=itl),
     )
+
+
+def _changes(workers: int, given: Sequence[tuple[float, int]]) -> tuple[Change, ...]:
+    from dynamo_core.simulator import Change
+
+    changes = tuple(Change(seconds * 1000, count) for seconds, count in sorted(given, key=lambda change: change[0]))
+    for change in changes:
+        workers += change.workers
+        if workers < 1:
+            raise StartupError(f"--at {change.at_ms / 1000:g} {change.workers:+d} leaves no worker; let fewer leave.")
+    return changes
 
 
 def _run(provider: Provider, speedup: float, options: _Options) -> Simulated:

@@ -14,13 +14,22 @@ from dynamo_core.kv.hashing import block_hash, sequence_hashes
 from dynamo_core.kv.scheduler import Scheduler, SchedulerLimits, Sequence, Step
 from dynamo_core.kv.timing import TimingModel
 
-__all__ = ["Cluster", "Job", "SimulatedWorker"]
+__all__ = ["Change", "Cluster", "Job", "SimulatedWorker"]
 
 _QUIET_STEPS = 256
 """Steps that are looked ahead at most; an arrival makes the rest of them worthless."""
 
 _OUTPUT_SEED = 1
 """Any but that of prompts."""
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Workers join, with empty caches, or leave: those that served longest, once what they run is done."""
+
+    at_ms: float
+    """Of virtual time."""
+    workers: int
+    """So many more; fewer if negative."""
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +44,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     kv_event_delay_ms: float = 0.0
     """From the end of a step to the moment when the router learns what the cache gained and lost."""
     timing: TimingModel = TimingModel()
+    changes: tuple[Change, ...] = ()
 
     @property
     def capacity(self) -> int:

@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 
 import msgspec
 
-from dynamo_core.simulator.cluster import Cluster
+from dynamo_core.simulator.cluster import Change, Cluster
 from dynamo_core.simulator.simulation import RequestLog, Simulated
 
 __all__ = ["Balance", "Distribution", "Goodput", "Report", "Sla", "report"]
@@ -67,6 +67,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     router: str
     speedup: float
     workers: int
+    """At the start."""
     requests: int
     completed: int
     failed: int
@@ -84,6 +85,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     spread_ms: float
     kv_event_delay_ms: float
+    changes: tuple[Change, ...]
+    """Workers that joined and left."""
     duration_s: float
     """Of virtual time."""
     preemptions: int
@@ -117,6 +120,7 @@ def report(
         block_size=cluster.block_size,
         spread_ms=spread_ms,
         kv_event_delay_ms=cluster.kv_event_delay_ms,
+        changes=cluster.changes,
         duration_s=simulated.end_ms / 1000,
         preemptions=sum(worker.preemptions for worker in simulated.workers),
         select_us=simulated.select_s / len(simulated.requests) * 1e6,

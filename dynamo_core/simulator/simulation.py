@@ -4,24 +4,25 @@ A router sees here what it sees behind a frontend. Requests of one instant reach
 when a request finishes or gets its first token, and after ``retry_after``. It hears of blocks through encoded batches only, and
 of load through its own choices, first tokens and ends; ``WorkerView.load`` stays empty.
 
-Within one instant the order is that of a worker and a frontend on one machine: what workers emit, then what their caches say,
-then the router's choices; a worker whose step ended at that instant begins the next one with what just came.
+Within one instant the order is that of a worker and a frontend on one machine: who joins and leaves, what workers emit, then what
+their caches say, then the router's choices; a worker whose step ended at that instant begins the next one with what just came. A
+worker that leaves is gone for the router at once, and finishes what it runs.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
 from dynamo_core.contracts import Hold, Reject, Route, Router, RouterContext, RouteRequest, WorkerView
 from dynamo_core.kv.codec import decode_kv_batch
 from dynamo_core.kv.scheduler import Step
-from dynamo_core.simulator.cluster import Cluster, Job, SimulatedWorker
+from dynamo_core.simulator.cluster import Change, Cluster, Job, SimulatedWorker
 from dynamo_core.simulator.trace import Trace, TraceRequest
 
 __all__ = ["Fault", "MakeRouter", "Progress", "RequestLog", "Simulated", "Simulation", "WorkerLog"]
@@ -33,7 +34,7 @@ Progress: TypeAlias = Callable[[int], None]
 _REPORT_EVERY = 64
 _LEAST_RETRY_MS = 0.001
 """A hold for no time at all would never let time pass."""
-_OPTIONAL = ("first_token", "output_tokens", "finished", "kv_events", "worker_added")
+_OPTIONAL = ("first_token", "output_tokens", "finished", "kv_events", "worker_added", "worker_removed")
 
 
 class RequestLog(msgspec.Struct, kw_only=True):
@@ -80,6 +81,11 @@ class Simulated(msgspec.Struct, frozen=True, kw_only=True):
     faults: tuple[Fault, ...] = ()
 
 
+class KvPayload(NamedTuple):
+    worker_id: int
+    content: bytes
+
+
 class Simulation:
     """One trace, one cluster, one router; to be run once."""
 
@@ -102,9 +108,9 @@ class Simulation:
         context = RouterContext(model="simulated", block_size=cluster.block_size, clock=lambda: self._now / 1000, seed=seed)
         self._router = router = make_router(context)
         self._tell: dict[str, Callable[..., object] | None] = {name: getattr(router, name, None) for name in _OPTIONAL}
-        every_step = self._tell["output_tokens"] is not None
-        self._workers = {i: SimulatedWorker(i, cluster, every_step=every_step) for i in range(1, cluster.workers + 1)}
-        self._views: Mapping[int, WorkerView] = {i: worker.view for i, worker in self._workers.items()}
+        self._workers: dict[int, SimulatedWorker] = {}
+        """All that ever were; who is there now is in the views."""
+        self._views: dict[int, WorkerView] = {}
         self._logs = [
             RequestLog(at_ms=at, prompt_tokens=r.input_length, output_tokens=r.output_length) for at, r in self._arrivals
         ]
@@ -112,8 +118,11 @@ class Simulation:
         self._offer = False
         self._retry_ms: float | None = None
         self._order = count()
-        self._events: list[tuple[float, int, SimulatedWorker | bytes | None]] = []
-        """(time, order, whose step ends | which batch arrives | ``None``: a hold runs out)"""
+        self._events: list[tuple[float, int, SimulatedWorker | KvPayload | Change | None]] = [
+            (change.at_ms, next(self._order), change) for change in cluster.changes
+        ]
+        """(time, order, whose step ends | what arrives | who comes and goes | ``None``: a hold runs out)"""
+        heapq.heapify(self._events)
         self._ready: dict[SimulatedWorker, None] = {}
         """Workers that begin their next step at the end of this instant."""
         self._faults: dict[str, int] = {}
@@ -123,13 +132,15 @@ class Simulation:
     def run(self) -> Simulated:
         """Until every request is over; blocks."""
         began = perf_counter()
-        for worker in self._workers.values():
-            self._call("worker_added", worker.view)
+        self._join(self._cluster.workers)
         position, arrivals, events = 0, self._arrivals, self._events
         while position < len(arrivals) or events or self._waiting:
             if position < len(arrivals) and not (events and events[0][0] < arrivals[position][0]):
                 self._now = arrivals[position][0]
             elif events:
+                if self._over == len(self._logs) and isinstance(events[0][2], Change):
+                    heapq.heappop(events)  # nobody is left to see it
+                    continue
                 self._now = events[0][0]
             else:
                 self._give_up()
@@ -158,16 +169,38 @@ class Simulation:
 
     # --- what happens --------------------------------------------------------------------------------------------------------
 
-    def _happen(self, event: tuple[float, int, SimulatedWorker | bytes | None]) -> None:
+    def _happen(self, event: tuple[float, int, SimulatedWorker | KvPayload | Change | None]) -> None:
         at, _, what = event
         if isinstance(what, SimulatedWorker):
             if what.due_ms == at:  # else its run was cut short meanwhile
                 self._end_step(what)
-        elif what is not None:
-            self._call("kv_events", decode_kv_batch(what))
+        elif isinstance(what, KvPayload):
+            self._hear(what)
+        elif isinstance(what, Change):
+            self._change(what.workers)
         elif self._retry_ms == at:
             self._retry_ms = None
             self._offer = bool(self._waiting)
+
+    def _change(self, workers: int) -> None:
+        if workers > 0:
+            self._join(workers)
+        for worker_id in list(self._views)[: max(0, -workers)]:
+            del self._views[worker_id]
+            self._call("worker_removed", worker_id)
+        self._offer = bool(self._waiting)
+
+    def _join(self, count: int) -> None:
+        every_step = self._tell["output_tokens"] is not None
+        for worker_id in range(len(self._workers) + 1, len(self._workers) + count + 1):
+            worker = self._workers[worker_id] = SimulatedWorker(worker_id, self._cluster, every_step=every_step)
+            self._views[worker_id] = worker.view
+            self._call("worker_added", worker.view)
+
+    def _hear(self, payload: KvPayload) -> None:
+        """What a worker published that is still there."""
+        if payload.worker_id in self._views:
+            self._call("kv_events", decode_kv_batch(payload.content))
 
     def _arrive(self, index: int, request: TraceRequest) -> None:
         token_ids = self._trace.token_ids(request)
@@ -191,11 +224,12 @@ class Simulation:
         payload = worker.complete(step)
         if payload is None or self._tell["kv_events"] is None:
             return
+        told = KvPayload(worker.view.id, payload)
         delay = self._cluster.kv_event_delay_ms
         if delay:
-            heapq.heappush(self._events, (self._now + delay, next(self._order), payload))
+            heapq.heappush(self._events, (self._now + delay, next(self._order), told))
         else:
-            self._call("kv_events", decode_kv_batch(payload))
+            self._hear(told)
 
     def _emit(self, worker: SimulatedWorker, step: Step) -> None:
         if self._tell["output_tokens"] is not None:
@@ -269,7 +303,7 @@ class Simulation:
 
     def _place(self, index: int, request: RouteRequest, route: Route) -> None:
         worker = self._workers.get(route.worker_id)
-        if worker is None:
+        if worker is None or route.worker_id not in self._views:
             self._call("finished", request, route.worker_id, "failed")
             self._fail(index, f"chose worker {route.worker_id!r}, which does not exist")
             return

@@ -51,6 +51,14 @@ def test_json_has_all_figures_of_all_runs(dynamo, trace, tmp_path):
     assert json.loads(printed.stdout)[0]["block_size"] == 64
 
 
+def test_workers_join_and_leave_at_their_times(dynamo, trace):
+    done = dynamo("simulate", trace, "--workers", "2", "--at", "4", "-2", "--at", "1.5", "+1", "--json", "-")
+    (run,) = json.loads(done.stdout)
+    assert (run["completed"], run["workers"], len(run["balance"]["requests"])) == (40, 2, 3)
+    assert run["changes"] == [{"at_ms": 1500, "workers": 1}, {"at_ms": 4000, "workers": -2}]
+    assert min(run["balance"]["requests"]) > 0
+
+
 def test_the_router_of_the_environment_and_the_tables_of_the_file_count(dynamo, trace, tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text("[plugins.kv-router]\noverlap_score_weight = 0\n")
@@ -67,4 +75,5 @@ def test_mistakes_are_one_sentence(refused, trace, tmp_path):
     assert "neither PNG nor SVG" in refused("simulate", trace, "--plot", "a.gif")
     assert "its folder does not exist" in refused("simulate", trace, "--json", str(tmp_path / "no" / "a.json"))
     assert "--workers" in refused("simulate", trace, "--workers", "0")
+    assert "--at 9 -3 leaves no worker" in refused("simulate", trace, "--workers", "2", "--at", "3", "+1", "--at", "9", "-3")
     assert "provides no router" in refused("simulate", trace, "--router", "mocker")

@@ -12,7 +12,7 @@ from dynamo_core.contracts import Hold, KvStored, Reject, Route, RouteRequest, W
 from dynamo_core.errors import Overloaded
 from dynamo_core.kv.hashing import sequence_hashes
 from dynamo_core.kv.timing import TimingModel
-from dynamo_core.simulator import Cluster, Simulation, Trace
+from dynamo_core.simulator import Change, Cluster, Simulation, Trace
 
 Make = Callable[..., Trace]
 SMALL = Cluster(workers=2, blocks=100, block_size=10)
@@ -196,3 +196,41 @@ def test_progress_is_told(trace: Make, scripted: Any) -> None:
     told: list[int] = []
     Simulation(trace(*((0.0, 10, 1, (i,)) for i in range(200))), SMALL, scripted, progress=told.append).run()
     assert told == [64, 128, 192]
+
+
+def test_workers_join_empty_and_leave_once_their_work_is_done(trace: Make, scripted: Any) -> None:
+    class Moving(scripted):  # type: ignore[misc]
+        def worker_added(self, worker: WorkerView) -> None:
+            self.heard.append(("added", self._now(), worker.id))
+
+        def worker_removed(self, worker_id: int) -> None:
+            self.heard.append(("removed", self._now(), worker_id))
+
+        def select(self, requests: Sequence[RouteRequest], workers: Mapping[int, WorkerView]) -> Sequence[Route]:
+            offered.append(sorted(workers))
+            return [Route(max(workers)) for _ in requests]
+
+    offered: list[list[int]] = []
+    routers: list[Any] = []
+
+    def make(context: Any) -> Any:
+        routers.append(Moving(context))
+        return routers[0]
+
+    cluster = Cluster(workers=1, blocks=100, block_size=10, changes=(Change(10, 2), Change(11, -2), Change(99_999, 1)))
+    made = trace((0, 40, 60, range(4)), (10, 40, 2, range(4)), (20, 40, 1, range(4)), (900, 40, 1, range(4)))
+    simulated = Simulation(made, cluster, make).run()
+    heard = [event for event in routers[0].heard if event[0] in ("added", "removed")]
+    assert heard == [("added", 0, 1), ("added", 10, 2), ("added", 10, 3), ("removed", 11, 1), ("removed", 11, 2)]
+    assert offered == [[1], [1, 2, 3], [3], [3]]
+    assert [(log.worker_id, log.reused_tokens) for log in simulated.requests] == [(1, 0), (3, 0), (3, 39), (3, 39)]
+    assert simulated.requests[0].end_ms > 11
+    assert simulated.end_ms < 1000
+    stored = [(at, worker) for what, at, *rest in routers[0].heard if what == "stored" for worker in rest[1:]]
+    assert {worker for at, worker in stored if at >= 11} == {3}
+
+
+def test_a_router_that_chooses_a_worker_that_left_fails_that_request(trace: Make, scripted: Any) -> None:
+    cluster = Cluster(workers=2, blocks=100, block_size=10, changes=(Change(5, -1),))
+    one, two = Simulation(trace((0, 20, 1, (0, 1)), (10, 20, 1, (0, 1))), cluster, scripted).run().requests
+    assert (one.error, two.error) == ("", "the router chose worker 1, which does not exist")
