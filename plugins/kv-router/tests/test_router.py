@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from dynamo_core.contracts import (
     Hold,
-    KvBatch,
     KvCleared,
     KvRemoved,
     KvStored,
@@ -22,7 +21,6 @@ from dynamo_core.contracts import (
 )
 from dynamo_core.kv import sequence_hashes
 from dynamo_kv_router import dynamo_config, dynamo_routers
-from dynamo_kv_router.config import KvRouterConfig
 from dynamo_kv_router.router import KvRouter
 
 SIZE = 16
@@ -30,74 +28,31 @@ PROMPT = list(range(640))
 HASHES = tuple(sequence_hashes(PROMPT, SIZE))
 
 
-class Fleet:
-    """A router, its workers and a clock that stands still until told."""
-
-    def __init__(self, count: int = 4, *, kv_events: bool = True, ranks: int = 1, **config: Any) -> None:
-        self.now = 0.0
-        card = ModelCard(name="m", path="", block_size=SIZE, total_kv_blocks=1000, kv_events=kv_events, data_parallel_size=ranks)
-        self.workers = {i: WorkerView(i, card) for i in range(1, count + 1)}
-        context = RouterContext(model="m", block_size=SIZE, clock=lambda: self.now, seed=7)
-        self.router = KvRouter(KvRouterConfig(**config), context)
-        for worker in self.workers.values():
-            self.router.worker_added(worker)
-        self.made = 0
-        self.seq: Counter[int] = Counter()
-
-    def request(self, tokens: Any, **fields: Any) -> RouteRequest:
-        self.made += 1
-        return RouteRequest(id=str(self.made), token_ids=list(tokens), **fields)
-
-    def send(self, tokens: Any, **fields: Any) -> tuple[RouteRequest, Route]:
-        request = self.request(tokens, **fields)
-        (decision,) = self.router.select([request], self.workers)
-        assert isinstance(decision, Route)
-        return request, decision
-
-    def serve(self, tokens: Any, **fields: Any) -> Route:
-        """Send, let it run and end."""
-        request, route = self.send(tokens, **fields)
-        self.now += 0.05
-        self.router.first_token(request, route.worker_id)
-        self.now += 0.5
-        self.router.finished(request, route.worker_id, "completed")
-        return route
-
-    def tell(self, worker: int, *events: Any, rank: int = 0) -> None:
-        self.router.kv_events(KvBatch(worker, self.seq[worker], events, rank))
-        self.seq[worker] += 1
-
-
-@pytest.fixture
-def fleet() -> Fleet:
-    return Fleet()
-
-
-def test_the_worker_with_the_prefix_is_chosen(fleet: Fleet) -> None:
+def test_the_worker_with_the_prefix_is_chosen(fleet: Any) -> None:
     fleet.tell(3, KvStored(HASHES))
     route = fleet.serve(PROMPT)
     assert (route.worker_id, route.overlap_blocks) == (3, 40)
 
 
-def test_the_longer_prefix_wins(fleet: Fleet) -> None:
+def test_the_longer_prefix_wins(fleet: Any) -> None:
     fleet.tell(2, KvStored(HASHES[:10]))
     fleet.tell(4, KvStored(HASHES[:30]))
     assert fleet.serve(PROMPT).worker_id == 4
 
 
-def test_one_request_after_another_uses_every_worker(fleet: Fleet) -> None:
+def test_one_request_after_another_uses_every_worker(fleet: Any) -> None:
     used = Counter(fleet.serve(range(1000 * i, 1000 * i + 600)).worker_id for i in range(12))
     assert used == {1: 3, 2: 3, 3: 3, 4: 3}
 
 
-def test_idle_workers_with_the_same_prefix_take_turns(fleet: Fleet) -> None:
+def test_idle_workers_with_the_same_prefix_take_turns(fleet: Any) -> None:
     for worker in fleet.workers:
         fleet.tell(worker, KvStored(HASHES[:4]))
     used = Counter(fleet.serve([*PROMPT[:64], *range(1000 * i, 1000 * i + 600)]).worker_id for i in range(1, 13))
     assert used == {1: 3, 2: 3, 3: 3, 4: 3}
 
 
-def test_a_full_cache_is_avoided_even_if_it_has_the_prefix(fleet: Fleet) -> None:
+def test_a_full_cache_is_avoided_even_if_it_has_the_prefix(fleet: Any) -> None:
     fleet.serve(range(5000, 5100))  # from here on the router knows how long requests stay
     fleet.tell(1, KvStored(HASHES))
     request = fleet.request(range(20_000, 20_000 + 15_900), pinned=1)
@@ -108,7 +63,7 @@ def test_a_full_cache_is_avoided_even_if_it_has_the_prefix(fleet: Fleet) -> None
     assert fleet.serve(PROMPT).worker_id != 1
 
 
-def test_load_outweighs_a_small_overlap(fleet: Fleet) -> None:
+def test_load_outweighs_a_small_overlap(fleet: Any) -> None:
     fleet.tell(1, KvStored(HASHES[:2]))
     for i in range(8):
         fleet.send(range(10_000 * (i + 1), 10_000 * (i + 1) + 4000), pinned=1)
@@ -116,7 +71,7 @@ def test_load_outweighs_a_small_overlap(fleet: Fleet) -> None:
     assert route.worker_id != 1
 
 
-def test_a_hanging_worker_gets_nothing_more(fleet: Fleet) -> None:
+def test_a_hanging_worker_gets_nothing_more(fleet: Any) -> None:
     stuck, route = fleet.send(PROMPT)
     fleet.now += 60
     others = {fleet.serve(range(1000 * i, 1000 * i + 600)).worker_id for i in range(1, 9)}
@@ -124,14 +79,14 @@ def test_a_hanging_worker_gets_nothing_more(fleet: Fleet) -> None:
     fleet.router.finished(stuck, route.worker_id, "failed")
 
 
-def test_requests_of_one_turn_with_one_prefix_go_together(fleet: Fleet) -> None:
+def test_requests_of_one_turn_with_one_prefix_go_together(fleet: Any) -> None:
     requests = [fleet.request([*PROMPT, i]) for i in range(3)]
     decisions = fleet.router.select(requests, fleet.workers)
     assert len({d.worker_id for d in decisions if isinstance(d, Route)}) == 1
     assert [d.overlap_blocks for d in decisions if isinstance(d, Route)] == [0, 40, 40]
 
 
-def test_different_requests_of_one_turn_are_spread_and_answered_in_order(fleet: Fleet) -> None:
+def test_different_requests_of_one_turn_are_spread_and_answered_in_order(fleet: Any) -> None:
     requests = [fleet.request(range(10_000 * i, 10_000 * i + 500 * i)) for i in range(1, 5)]
     decisions = fleet.router.select(requests, fleet.workers)
     assert sorted(d.worker_id for d in decisions if isinstance(d, Route)) == [1, 2, 3, 4]
@@ -139,13 +94,13 @@ def test_different_requests_of_one_turn_are_spread_and_answered_in_order(fleet: 
     assert decisions[3].worker_id == 1  # the longest was placed first
 
 
-def test_the_promise_of_a_request_ends_with_it(fleet: Fleet) -> None:
+def test_the_promise_of_a_request_ends_with_it(fleet: Any) -> None:
     request, route = fleet.send(PROMPT)
     fleet.router.finished(request, route.worker_id, "failed")
     assert fleet.send(PROMPT)[1].overlap_blocks == 0
 
 
-def test_removed_and_cleared_blocks_do_not_count(fleet: Fleet) -> None:
+def test_removed_and_cleared_blocks_do_not_count(fleet: Any) -> None:
     fleet.tell(3, KvStored(HASHES))
     fleet.tell(3, KvRemoved(HASHES[20:]))
     assert fleet.serve(PROMPT).overlap_blocks == 20
@@ -157,7 +112,7 @@ def test_removed_and_cleared_blocks_do_not_count(fleet: Fleet) -> None:
     assert fleet.serve(PROMPT).overlap_blocks == 0
 
 
-def test_faster_tiers_are_worth_more(fleet: Fleet) -> None:
+def test_faster_tiers_are_worth_more(fleet: Any) -> None:
     fleet.tell(1, KvStored(HASHES, "disk"))
     assert fleet.serve(PROMPT).worker_id == 1
     fleet.tell(2, KvStored(HASHES, "host"))
@@ -166,8 +121,8 @@ def test_faster_tiers_are_worth_more(fleet: Fleet) -> None:
     assert fleet.serve(PROMPT).worker_id == 3
 
 
-def test_ranks_of_a_worker_are_kept_apart() -> None:
-    fleet = Fleet(ranks=2)
+def test_ranks_of_a_worker_are_kept_apart(make_fleet: Any) -> None:
+    fleet = make_fleet(ranks=2)
     fleet.tell(3, KvStored(HASHES[:10]), rank=0)
     fleet.tell(3, KvStored(HASHES[:30]), rank=1)
     assert fleet.serve(PROMPT).overlap_blocks == 30
@@ -175,14 +130,14 @@ def test_ranks_of_a_worker_are_kept_apart() -> None:
     assert fleet.serve(PROMPT).overlap_blocks == 10
 
 
-def test_tenants_and_adapters_do_not_match(fleet: Fleet) -> None:
+def test_tenants_and_adapters_do_not_match(fleet: Any) -> None:
     fleet.tell(3, KvStored(tuple(sequence_hashes(PROMPT, SIZE, lora="a", salt="t"))))
     assert fleet.serve(PROMPT).overlap_blocks == 0
     assert fleet.serve(PROMPT, lora="a").overlap_blocks == 0
     assert fleet.serve(PROMPT, lora="a", cache_salt="t").overlap_blocks == 40
 
 
-def test_pinned_and_excluded_workers_are_respected(fleet: Fleet) -> None:
+def test_pinned_and_excluded_workers_are_respected(fleet: Any) -> None:
     fleet.tell(3, KvStored(HASHES))
     assert fleet.serve(PROMPT, pinned=2).worker_id == 2
     assert fleet.serve(PROMPT, excluded=frozenset({3})).worker_id != 3
@@ -192,7 +147,7 @@ def test_pinned_and_excluded_workers_are_respected(fleet: Fleet) -> None:
     assert isinstance(decision, Hold)
 
 
-def test_only_offered_workers_are_chosen(fleet: Fleet) -> None:
+def test_only_offered_workers_are_chosen(fleet: Any) -> None:
     fleet.tell(3, KvStored(HASHES))
     offered = {i: fleet.workers[i] for i in (1, 2)}
     (decision,) = fleet.router.select([fleet.request(PROMPT)], offered)
@@ -201,12 +156,12 @@ def test_only_offered_workers_are_chosen(fleet: Fleet) -> None:
     assert fleet.router.select([fleet.request(PROMPT)], {}) == [Hold(reason="no worker is left for this request")]
 
 
-def test_workers_that_nobody_announced_are_taken_in(fleet: Fleet) -> None:
+def test_workers_that_nobody_announced_are_taken_in(fleet: Any) -> None:
     fleet.workers[9] = WorkerView(9, fleet.workers[1].card)
     assert {fleet.serve(range(1000 * i, 1000 * i + 600)).worker_id for i in range(5)} == {1, 2, 3, 4, 9}
 
 
-def test_a_removed_worker_takes_all_it_had_with_it(fleet: Fleet) -> None:
+def test_a_removed_worker_takes_all_it_had_with_it(fleet: Any) -> None:
     fleet.tell(3, KvStored(HASHES))
     request, route = fleet.send(PROMPT)
     assert route.worker_id == 3
@@ -222,7 +177,7 @@ def test_a_removed_worker_takes_all_it_had_with_it(fleet: Fleet) -> None:
     assert (state["blocks"], state["requests"], state["workers"][3]["requests"]) == (0, 0, 0)
 
 
-def test_a_migrated_request_counts_on_its_new_worker(fleet: Fleet) -> None:
+def test_a_migrated_request_counts_on_its_new_worker(fleet: Any) -> None:
     request, route = fleet.send(PROMPT)
     fleet.router.finished(request, route.worker_id, "migrated")
     request.excluded = frozenset({route.worker_id})
@@ -232,7 +187,7 @@ def test_a_migrated_request_counts_on_its_new_worker(fleet: Fleet) -> None:
     assert (state[route.worker_id]["requests"], state[second.worker_id]["requests"]) == (0, 1)
 
 
-def test_load_is_released_exactly_once(fleet: Fleet) -> None:
+def test_load_is_released_exactly_once(fleet: Any) -> None:
     request, route = fleet.send(PROMPT)
     fleet.router.first_token(request, route.worker_id)
     fleet.router.first_token(request, route.worker_id)
@@ -243,8 +198,8 @@ def test_load_is_released_exactly_once(fleet: Fleet) -> None:
     assert (state["requests"], state["prefilling"], state["prompt_tokens"], state["wait_ms"]) == (0, 0, 0, 0)
 
 
-def test_without_kv_events_a_worker_is_believed_to_have_what_was_sent_to_it() -> None:
-    fleet = Fleet(kv_events=False, router_ttl_secs=100)
+def test_without_kv_events_a_worker_is_believed_to_have_what_was_sent_to_it(make_fleet: Any) -> None:
+    fleet = make_fleet(kv_events=False, router_ttl_secs=100)
     first = fleet.serve(PROMPT)
     again = fleet.serve([*PROMPT, 1])
     assert (again.worker_id, again.overlap_blocks) == (first.worker_id, 40)
@@ -254,31 +209,31 @@ def test_without_kv_events_a_worker_is_believed_to_have_what_was_sent_to_it() ->
     assert fleet.serve(PROMPT).overlap_blocks == 0
 
 
-def test_what_is_believed_is_bounded() -> None:
-    fleet = Fleet(1, kv_events=False, router_max_tree_size=50, router_prune_target_ratio=0.8)
+def test_what_is_believed_is_bounded(make_fleet: Any) -> None:
+    fleet = make_fleet(1, kv_events=False, router_max_tree_size=50, router_prune_target_ratio=0.8)
     fleet.serve(PROMPT)
     fleet.serve(range(5000, 5000 + 640))
     assert fleet.router.state()["workers"][1]["blocks"] == 40
     assert fleet.serve(PROMPT).overlap_blocks == 0
 
 
-def test_events_are_not_listened_to_when_told_so() -> None:
-    fleet = Fleet(use_kv_events=False)
+def test_events_are_not_listened_to_when_told_so(make_fleet: Any) -> None:
+    fleet = make_fleet(use_kv_events=False)
     fleet.tell(3, KvStored(HASHES))
     assert fleet.serve(PROMPT).overlap_blocks == 0
     assert fleet.serve(PROMPT).overlap_blocks == 40
 
 
-def test_weight_0_looks_at_load_alone() -> None:
-    fleet = Fleet(overlap_score_weight=0)
+def test_weight_0_looks_at_load_alone(make_fleet: Any) -> None:
+    fleet = make_fleet(overlap_score_weight=0)
     fleet.tell(1, KvStored(HASHES))
     fleet.send(range(9000, 13_000), pinned=1)
     assert fleet.send(PROMPT)[1].worker_id != 1
 
 
-def test_temperature_draws_lots_and_repeats_them_with_the_seed() -> None:
+def test_temperature_draws_lots_and_repeats_them_with_the_seed(make_fleet: Any) -> None:
     def picks() -> list[int]:
-        fleet = Fleet(router_temperature=1.0)
+        fleet = make_fleet(router_temperature=1.0)
         fleet.tell(1, KvStored(HASHES))
         return [fleet.serve(PROMPT).worker_id for _ in range(60)]
 
@@ -287,7 +242,7 @@ def test_temperature_draws_lots_and_repeats_them_with_the_seed() -> None:
     assert len(set(picks())) == 4
 
 
-def test_the_route_explains_itself(fleet: Fleet) -> None:
+def test_the_route_explains_itself(fleet: Any) -> None:
     fleet.tell(3, KvStored(HASHES))
     explain = fleet.send(PROMPT)[1].explain
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(explain)) == explain
@@ -296,8 +251,8 @@ def test_the_route_explains_itself(fleet: Fleet) -> None:
     assert explain["cost_ms"] == explain["best"][0]["cost_ms"] < explain["best"][1]["cost_ms"]
 
 
-def test_the_speed_of_prompts_is_learned() -> None:
-    fleet = Fleet(1)
+def test_the_speed_of_prompts_is_learned(make_fleet: Any) -> None:
+    fleet = make_fleet(1)
     for i in range(20):
         request, route = fleet.send(range(9000 * i, 9000 * i + 200 + 50 * i))
         fleet.now += 1.0 + 0.001 * len(request.token_ids)
@@ -309,8 +264,8 @@ def test_the_speed_of_prompts_is_learned() -> None:
     assert prefill["overhead_ms"] == pytest.approx(1000, rel=0.05)
 
 
-def test_prompts_shorter_than_a_block_and_engines_without_blocks_are_fine() -> None:
-    fleet = Fleet()
+def test_prompts_shorter_than_a_block_and_engines_without_blocks_are_fine(make_fleet: Any) -> None:
+    fleet = make_fleet()
     fleet.serve([1])
     fleet.serve([])
     router = KvRouter(None, RouterContext(model="m", block_size=0, clock=lambda: 0.0))
@@ -333,8 +288,8 @@ steps = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(steps, st.booleans())
-def test_the_books_balance_whatever_happens(story: list[tuple[str, int, int]], events: bool) -> None:
-    fleet = Fleet(3, kv_events=events)
+def test_the_books_balance_whatever_happens(make_fleet: Any, story: list[tuple[str, int, int]], events: bool) -> None:
+    fleet = make_fleet(3, kv_events=events)
     spare = dict(fleet.workers)
     running: list[tuple[RouteRequest, int]] = []
     for what, which, size in story:
@@ -370,9 +325,9 @@ def test_the_books_balance_whatever_happens(story: list[tuple[str, int, int]], e
     assert all(s["requests"] == s["prefilling"] == s["wait_ms"] == 0 for s in fleet.router.state()["workers"].values())
 
 
-def test_the_same_story_gives_the_same_choices() -> None:
+def test_the_same_story_gives_the_same_choices(make_fleet: Any) -> None:
     def tell() -> list[int]:
-        fleet = Fleet()
+        fleet = make_fleet()
         return [fleet.send(range(100 * (i % 7), 100 * (i % 7) + 300 + i))[1].worker_id for i in range(50)]
 
     assert tell() == tell()
