@@ -48,7 +48,7 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--blocks", type=_COUNT, default=2048, show_default=True, metavar="N", help="KV blocks of each worker.")
 @click.option("--block-size", type=_COUNT, default=512, show_default=True, metavar="N", help="Tokens a KV block.")
 @click.option(
-    "--trace-block-size", type=_COUNT, default=512, show_default=True, metavar="N", help="Tokens a hash id of the trace."
+    "--trace-block-size", type=_COUNT, metavar="N", help="Tokens a hash id of the trace.  [default: as the trace says, or 512]"
 )
 @click.option("--requests", type=_COUNT, metavar="N", help="Only the first N of the trace.")
 @click.option(

@@ -1,7 +1,8 @@
 """Recorded traffic: when requests came, how long they were and which blocks their prompts shared.
 
 The format is Mooncake's: a JSON object a line with ``timestamp`` (milliseconds), ``input_length``, ``output_length`` (tokens) and
-``hash_ids``, one a block of the prompt; equal ids are equal blocks behind equal prefixes. Other fields are ignored.
+``hash_ids``, one a block of the prompt; equal ids are equal blocks behind equal prefixes. Our own recordings have ``block_size`` too,
+the tokens of a block. Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dynamo_core.errors import StartupError
 __all__ = ["Trace", "TraceRequest", "read_trace"]
 
 _WORD = next(code for code in "IL" if array(code).itemsize == 4)
+_MOONCAKE_BLOCK = 512
 _FIELDS = "timestamp, input_length, output_length and hash_ids"
 
 
@@ -28,6 +30,7 @@ class _Line(msgspec.Struct):
     input_length: Annotated[int, msgspec.Meta(ge=1)]
     output_length: Annotated[int, msgspec.Meta(ge=0)]
     hash_ids: list[int]
+    block_size: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class TraceRequest(msgspec.Struct, frozen=True):
@@ -69,8 +72,8 @@ class Trace(msgspec.Struct, frozen=True):
         return sorted(arrivals, key=lambda arrival: arrival[0])
 
 
-def read_trace(path: str, *, block_size: int = 512, limit: int | None = None) -> Trace:
-    """The first ``limit`` requests of the file, or all.
+def read_trace(path: str, *, block_size: int | None = None, limit: int | None = None) -> Trace:
+    """The first ``limit`` requests of the file, or all. ``block_size``: else what the lines say, or 512.
 
     Raises :class:`~dynamo_core.errors.StartupError` with the line and what is wrong with it.
     """
@@ -78,6 +81,7 @@ def read_trace(path: str, *, block_size: int = 512, limit: int | None = None) ->
     numbers: dict[int, int] = {}
     requests: list[TraceRequest] = []
     before = 0.0
+    size = block_size
     try:
         with Path(path).open("rb") as file:
             for number, text in enumerate(file, 1):
@@ -90,15 +94,16 @@ def read_trace(path: str, *, block_size: int = 512, limit: int | None = None) ->
                     line = decode(text)
                 except (msgspec.DecodeError, UnicodeDecodeError) as error:
                     raise StartupError(_misfit(where, error)) from error
-                _check(line, where, before, block_size)
+                size = size or line.block_size or _MOONCAKE_BLOCK
+                _check(line, where, before, size)
                 before = line.timestamp
-                blocks = tuple(numbers.setdefault(i, len(numbers)) for i in line.hash_ids[: -(-line.input_length // block_size)])
+                blocks = tuple(numbers.setdefault(i, len(numbers)) for i in line.hash_ids[: -(-line.input_length // size)])
                 requests.append(TraceRequest(line.timestamp, line.input_length, max(1, line.output_length), blocks))
     except OSError as error:
         raise StartupError(f"The trace {path} cannot be read ({error.strerror}): give the path of a JSONL file.") from error
-    if not requests:
+    if not requests or size is None:
         raise StartupError(f"The trace {path} holds no request: a line is an object with {_FIELDS}.")
-    return Trace(tuple(requests), block_size)
+    return Trace(tuple(requests), size)
 
 
 def _misfit(where: str, error: Exception) -> str:
@@ -112,6 +117,11 @@ def _misfit(where: str, error: Exception) -> str:
 def _check(line: _Line, where: str, before: float, block_size: int) -> None:
     if line.timestamp < before:
         raise StartupError(f"{where}: timestamp {line.timestamp:g} comes after {before:g}; sort the trace by timestamp.")
+    if line.block_size not in (None, block_size):
+        raise StartupError(
+            f"{where}: block_size is {line.block_size}, not {block_size} as before; a trace has one block size, "
+            f"and --trace-block-size must not say otherwise."
+        )
     if len(line.hash_ids) * block_size < line.input_length:
         raise StartupError(
             f"{where}: {len(line.hash_ids)} hash ids of {block_size} tokens do not cover input_length {line.input_length}; "
