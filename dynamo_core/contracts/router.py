@@ -30,6 +30,7 @@ __all__ = [
     "ForeignRequest",
     "Hold",
     "Outcome",
+    "OverlapScore",
     "Reject",
     "Route",
     "RouteRequest",
@@ -131,6 +132,16 @@ class Route(msgspec.Struct, frozen=True):
     when there are any."""
 
 
+class OverlapScore(msgspec.Struct, frozen=True, kw_only=True):
+    """What one data-parallel rank of a worker has of a prompt, in blocks from its beginning."""
+
+    dp_rank: int = 0
+    device: int = 0
+    host: int = 0
+    """Further ones in the host's memory, as are those on disk."""
+    disk: int = 0
+
+
 class Hold(msgspec.Struct, frozen=True):
     """Not yet. Offered again when a worker, a load or a running request changes, and after ``retry_after`` seconds."""
 
@@ -158,6 +169,10 @@ class RouterContext(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds, monotonic; virtual in the simulator. A router uses no other clock."""
     seed: int = 0
     """For routers that draw lots."""
+    wake: Callable[[], None] = lambda: None
+    """Has the requests that the router holds offered again; for routers that wait for something of their own."""
+    runtime: Any = None
+    """The process's :class:`~dynamo_core.runtime.DistributedRuntime`, for routers that ask others; ``None`` in the simulator."""
 
 
 class BusyThresholds(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,6 +200,9 @@ class Router(Protocol):
     #   def first_token(self, request: RouteRequest, worker_id: int) -> None     prefill is over
     #   def output_tokens(self, request, worker_id, count: int) -> None          only if defined: after each chunk, hot
     #   def finished(self, request, worker_id, outcome: Outcome) -> None         exactly once for each Route
+    #   def query(self, request, workers) -> Decision                            what select would answer; books nothing
+    #   def overlap_scores(self, request, workers) -> dict[int, list[OverlapScore]]   by worker, one a rank
+    #   def close(self) -> None                                                  sync or async; the frontend is done with it
     #   def routed_elsewhere(self, request: ForeignRequest, worker_id: int) -> None   another frontend's; first_token and finished
     #                                                                            then come for it as for one's own
     #   def kv_events(self, batch: KvBatch) -> None                              in order per worker

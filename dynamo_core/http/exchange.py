@@ -15,6 +15,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from dynamo_core.contracts.gate import HttpRequestInfo, Principal, RequestSummary
 from dynamo_core.errors import DynamoError
 from dynamo_core.http.errors import client_gone
+from dynamo_core.http.route_debug import route_text
 from dynamo_core.runtime.logging import REQUEST_ID
 from dynamo_core.serving.record import RequestRecord
 
@@ -67,8 +68,12 @@ class Exchange:
             client=client[0] if client else "",
         )
 
-    def id_header(self) -> tuple[bytes, bytes]:
-        return (b"x-request-id", self.id.encode("ascii"))
+    def own_headers(self) -> list[tuple[bytes, bytes]]:
+        """Of every response: the request's id and, for who asked for it, why its workers were chosen."""
+        headers = [(b"x-request-id", self.id.encode("ascii"))]
+        if self.record is not None and self.record.routes:
+            headers.append((b"x-dynamo-route", route_text(self.record.routes)))
+        return headers
 
     def settle(self) -> None:
         """Close the record if nobody did: what got no generation was rejected, or failed on the way to one."""
@@ -140,7 +145,7 @@ class ExchangeLayer:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 headers = [pair for pair in message.get("headers", ()) if pair[0] != b"x-request-id"]
-                headers.append(exchange.id_header())
+                headers += exchange.own_headers()
                 message = {**message, "headers": headers}
             await send(message)
 

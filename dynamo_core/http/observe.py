@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from dynamo_core.contracts.gate import RequestSummary
 from dynamo_core.http.exchange import Exchange
 from dynamo_core.http.histogram import Histogram, HistogramChild, log_buckets
+from dynamo_core.http.route_debug import route_text
 from dynamo_core.plugins import Faults
 from dynamo_core.serving.record import RequestRecord
 from dynamo_core.specs import MetricsContext
@@ -238,8 +239,9 @@ def _account(record: RequestRecord, summary: RequestSummary) -> str:
     ttft = "-" if summary.ttft is None else f"{summary.ttft:.4f}s"
     workers = ",".join(f"{worker:x}" for worker in dict.fromkeys(record.worker_ids)) or "-"
     error = f" error={summary.error}" if summary.error else ""
+    route = f" route={route_text(record.routes).decode()}" if record.routes else ""
     return (
         f"{summary.status} model={summary.model or '-'} tokens={summary.prompt_tokens}+{summary.output_tokens}"
         f" cached={summary.cached_tokens} ttft={ttft} duration={summary.duration:.4f}s worker={workers}"
-        f" outcome={summary.outcome}{error} request={summary.id}"
+        f" outcome={summary.outcome}{error} request={summary.id}{route}"
     )

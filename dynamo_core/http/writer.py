@@ -74,7 +74,7 @@ class DirectWriter:
     def start(self, headers: Headers) -> None:
         self.started = True
         self._exchange.status = 200
-        self._emit({"type": "http.response.start", "status": 200, "headers": [*headers, self._exchange.id_header()]})
+        self._emit({"type": "http.response.start", "status": 200, "headers": [*headers, *self._exchange.own_headers()]})
 
     def write(self, body: bytes) -> None:
         if self._coroutine is not None:

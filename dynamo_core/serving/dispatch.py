@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from math import ceil
@@ -32,6 +33,8 @@ from dynamo_core.serving.sequence import Leg, Sequence, SequenceReceiver, Worker
 from dynamo_core.serving.sharing import ModelSharing
 
 __all__ = ["HIT_RATE_STEPS", "DispatchCounters", "Dispatcher"]
+
+_log = logging.getLogger(__name__)
 
 HIT_RATE_STEPS = 20
 _ROUTER_FAILED = "The router failed on this request."
@@ -124,6 +127,29 @@ class Dispatcher:
         sequence = Sequence(self, route, request, context, receiver)
         self.enqueue(sequence)
         return sequence
+
+    def query(self, request: RouteRequest) -> Route:
+        """Where the request would go at this moment. Books nothing.
+
+        Raises what it would fail with, :class:`Overloaded` if it would have to wait.
+        """
+        workers: Mapping[int, WorkerView] = {i: w for i, w in self.workers.items() if i not in request.excluded}
+        if request.pinned is None:
+            workers = self.breaker.offered(workers)
+            self.sharing.pin(request, workers)
+        if not workers or (request.pinned is not None and request.pinned not in workers):
+            who = "No worker serves" if request.pinned is None else f"Worker {request.pinned} does not serve"
+            raise NoInstances(f"{who} the model {self.model!r}; try again in a moment.", retry_after=1)
+        decision = self.router.query(request, workers)
+        if isinstance(decision, Route) and decision.worker_id in workers:
+            return decision
+        if isinstance(decision, Reject):
+            raise decision.error
+        if isinstance(decision, Hold):
+            raise Overloaded(f"The request would have to wait: {decision.reason or 'every worker is busy'}.", retry_after=1)
+        if decision is not None:
+            self.router.fault(f"answered {decision!r} to a question")
+        raise EngineError(_ROUTER_FAILED, code="router_error")
 
     def enqueue(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
@@ -245,6 +271,9 @@ class Dispatcher:
         client = self._clients.get(worker.id)
         worker.inflight += 1
         worker.inflight_tokens += len(sequence.route.token_ids)
+        sequence.explain = route.explain
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("request %s goes to worker %x: %s", sequence.request.id, worker.id, route.explain)
         leg = Leg(sequence, worker)
         leg.number = self.sharing.begun(worker.id, sequence.route, route)
         self.counters.routed += 1

@@ -86,6 +86,7 @@ class ModelManager:
         for client in self._clients.values():
             await client.close()
         if self.replicas is not None:
+            await model.router.close()
             await self.replicas.close()
 
     def recompiled(self, compiled: Compiled) -> None:
@@ -198,7 +199,13 @@ class ModelManager:
         spec = self._router.spec
         if spec.needs_kv_events and not card.kv_events:
             _log.warning("router %s needs KV events, and engine %s of model %s has none", spec.name, card.engine, card.name)
-        context = RouterContext(model=card.name, block_size=card.block_size, clock=self._clock)
+        context = RouterContext(
+            model=card.name,
+            block_size=card.block_size,
+            clock=self._clock,
+            wake=lambda: self._wake(card.name),
+            runtime=self._runtime,
+        )
         try:
             router = spec.factory(self._router.config, context)
         except Exception as error:  # noqa: BLE001  # a stranger's code: named
@@ -224,6 +231,11 @@ class ModelManager:
     def _share(self, model: str) -> ModelSharing:
         ttl, mode = self._settings.router_session_affinity_ttl_secs, self._settings.router_session_affinity_mode
         sharing = ModelSharing(model, self.replicas, None if ttl is None else SessionAffinity(ttl, mode))
+    def _wake(self, model: str) -> None:
+        served = self._models.get(model)
+        if served is not None:
+            served.wake()
+
         if self.replicas is not None:
             self.replicas.join(model, sharing)
         return sharing

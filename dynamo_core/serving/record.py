@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic
-from typing import Literal
+from typing import Any, Literal
 
 from dynamo_core.contracts.gate import Principal, RequestSummary
 from dynamo_core.contracts.model_card import ModelCard
@@ -20,7 +20,7 @@ class RequestRecord:
 
     __slots__ = (
         "_observer", "arrival", "cached_tokens", "card", "endpoint", "finish_reasons", "first_token", "id", "last_token",
-        "model", "output_tokens", "principal", "prompt_tokens", "stream", "summary", "worker_ids",
+        "model", "output_tokens", "principal", "prompt_tokens", "routes", "stream", "summary", "worker_ids",
     )  # fmt: skip
 
     def __init__(self, id: str, endpoint: str, observer: Callable[[RequestSummary], None] | None = None) -> None:
@@ -35,6 +35,8 @@ class RequestRecord:
         self.cached_tokens = 0
         self.output_tokens = 0
         self.worker_ids: list[int] = []
+        self.routes: list[dict[str, Any]] | None = None
+        """Why each worker was chosen; ``None`` where nobody wants to know."""
         self.first_token: float | None = None
         """Monotonic seconds, as is ``last_token``."""
         self.last_token: float | None = None

@@ -175,7 +175,7 @@ class ReplicaSync:
         self._number += 1
         try:
             self._runtime.event_plane.publish(ROUTED_TOPIC, _encode(batch))
-        except (msgspec.MsgspecError, TypeError, OverflowError):
+        except (TypeError, ValueError, OverflowError):
             _log.exception("a router's note cannot be sent to other frontends")
         if events and self._tail is None:
             self._tail = self._loop.call_later(_TAIL_SECONDS, self._end_tail)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dynamo_core.contracts import Router, RouteRequest, WorkerView
+from dynamo_core.contracts import OverlapScore, Route, Router, RouteRequest, WorkerView
 from dynamo_core.plugins import Faults
 
 __all__ = ["RouterGuard"]
@@ -19,6 +20,8 @@ _OPTIONAL = (
     "worker_added",
     "worker_removed",
     "routed_elsewhere",
+    "query",
+    "overlap_scores",
 )
 
 
@@ -28,7 +31,7 @@ class RouterGuard:
     def __init__(self, router: Router, model: str, plugin: str, faults: Faults) -> None:
         self.router = router
         self.model = model
-        self._plugin = plugin
+        self.plugin = plugin
         self._faults = faults
         self._optional = {name: getattr(router, name, None) for name in _OPTIONAL}
 
@@ -42,10 +45,38 @@ class RouterGuard:
             if len(decisions) == len(requests):
                 return decisions
         except Exception as error:  # noqa: BLE001  # a plugin's mistake ends here
-            self._faults.count(self._plugin, "select", error)
+            self._faults.count(self.plugin, "select", error)
             return None
         self.fault(f"made {len(decisions)} decisions for {len(requests)} requests")
         return None
+
+    def query(self, request: RouteRequest, workers: Mapping[int, WorkerView]) -> object:
+        """What the router would answer; ``None`` when it failed. A router that has no ``query`` of its own books the request and
+        hears at once that it is over."""
+        call = self._optional["query"]
+        if call is None:
+            decision = (self.select([request], workers) or (None,))[0]
+            if isinstance(decision, Route):
+                self.tell("finished", request, decision.worker_id, "cancelled")
+            return decision
+        return self._asked("query", call, request, workers)
+
+    def overlap_scores(self, request: RouteRequest, workers: Mapping[int, WorkerView]) -> Mapping[int, Sequence[OverlapScore]]:
+        """By worker; empty for a router that knows of no caches."""
+        call = self._optional["overlap_scores"]
+        found = None if call is None else self._asked("overlap_scores", call, request, workers)
+        return found if isinstance(found, Mapping) else {}
+
+    async def close(self) -> None:
+        """The router's own ``close``, if it has one."""
+        close = getattr(self.router, "close", None)
+        if close is not None:
+            try:
+                result = close()
+                if inspect.isawaitable(result):
+                    await result
+            except Exception as error:  # noqa: BLE001  # as below
+                self._faults.count(self.plugin, "close", error)
 
     def tell(self, method: str, *args: Any) -> None:
         """Call an optional method, if the router has it."""
@@ -54,8 +85,15 @@ class RouterGuard:
             try:
                 call(*args)
             except Exception as error:  # noqa: BLE001  # as above
-                self._faults.count(self._plugin, method, error)
+                self._faults.count(self.plugin, method, error)
+
+    def _asked(self, method: str, call: Any, *args: Any) -> Any:
+        try:
+            return call(*args)
+        except Exception as error:  # noqa: BLE001  # as above
+            self._faults.count(self.plugin, method, error)
+            return None
 
     def fault(self, what: str) -> None:
         """Count an impossible answer."""
-        self._faults.count(self._plugin, "select", ValueError(f"the router of model {self.model} {what}"))
+        self._faults.count(self.plugin, "select", ValueError(f"the router of model {self.model} {what}"))

@@ -160,6 +160,7 @@ class Sequence:
         "leg",
         "named",
         "receiver",
+        "explain",
         "request",
         "route",
         "setback",
@@ -177,6 +178,8 @@ class Sequence:
         self.closed = False
         self.named = route.pinned is not None
         """The client wants this worker and no other."""
+        self.explain: Any = None
+        """Why it is where it is: the router's own words."""
         self.setback: DynamoError | None = None
         """What ended the latest leg."""
         self._origin = request

@@ -17,6 +17,7 @@ from dynamo_core.contracts import (
     ModelCard,
     OutputFilter,
     OutputStream,
+    Route,
     RouteRequest,
     WorkerView,
 )
@@ -164,6 +165,14 @@ class ServedModel:
             )
         generation.begin()
         return generation
+
+    def query(self, request: GenerationRequest) -> Route:
+        """Where its first prompt would go at this moment; books nothing. Raises what the request would fail with."""
+        return self._dispatcher.query(self._route(request, request.prompts[0]))
+
+    def wake(self) -> None:
+        """Offer what the router holds again."""
+        self._dispatcher.changed()
 
     def _route(self, request: GenerationRequest, prompt: Sequence[int]) -> RouteRequest:
         return RouteRequest(

@@ -33,7 +33,7 @@ class Server:
 
 
 def writer_of(server: Server, on_broken: Any = lambda: None) -> DirectWriter:
-    exchange: Any = SimpleNamespace(send=server.send, id="abc", status=0, id_header=lambda: (b"x-request-id", b"abc"))
+    exchange: Any = SimpleNamespace(send=server.send, id="abc", status=0, own_headers=lambda: [(b"x-request-id", b"abc")])
     return DirectWriter(exchange, on_broken)
 
 

@@ -17,6 +17,7 @@ from dynamo_core.http.errors import ErrorBody
 from dynamo_core.http.exchange import exchange_of
 from dynamo_core.http.openai.defaults import with_defaults
 from dynamo_core.http.openai.formats import ChatBody, ChatChunks
+from dynamo_core.http.openai.route_query import answer_query, is_query
 from dynamo_core.http.openai.service import OpenAiService, Wish
 from dynamo_core.http.openai.types import ChatCompletion, ChatCompletionRequest
 from dynamo_core.serving.served_model import ServedModel
@@ -54,6 +55,8 @@ def chat_route(service: OpenAiService, defaults: Mapping[str, Any] = {}) -> HTTP
             logprobs=(data.top_logprobs or 0) if data.logprobs else None,
         )
         request = await service.request(exchange, served, data, prompts, wish)
+        if is_query(data):
+            return answer_query(exchange, served, request, data)
         heading = service.heading(exchange, "chatcmpl", data.model)
         stats = service.stats(data)
         if stats is None:

@@ -17,6 +17,7 @@ from dynamo_core.http.errors import ErrorBody
 from dynamo_core.http.exchange import exchange_of
 from dynamo_core.http.openai.defaults import with_defaults
 from dynamo_core.http.openai.formats import CompletionBody, CompletionChunks
+from dynamo_core.http.openai.route_query import answer_query, is_query
 from dynamo_core.http.openai.service import OpenAiService, Wish
 from dynamo_core.http.openai.types import Completion, CompletionRequest, Prompt
 from dynamo_core.serving.served_model import ServedModel
@@ -54,6 +55,8 @@ def completions_route(service: OpenAiService, defaults: Mapping[str, Any] = {}) 
             logprobs=data.logprobs,
         )
         request = await service.request(exchange, served, data, prompts, wish)
+        if is_query(data):
+            return answer_query(exchange, served, request, data)
         heading = service.heading(exchange, "cmpl", data.model)
         echo = _echo(served, data, prompts, request.n)
         stats = service.stats(data)

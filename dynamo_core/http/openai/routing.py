@@ -16,6 +16,8 @@ _NO_EXTENSION = NvExt()
 _NO_AGENT_HINTS = AgentHints()
 _NO_CONSTRAINTS = RoutingConstraints()
 _HINT_HEADERS = frozenset({"x-dynamo-dp-rank", "x-dynamo-request-strict-priority", "x-dynamo-meta-policy-class"})
+_SESSION_HEADERS = ("x-dynamo-session-id", "x-session-id")
+_SESSION_BYTES = 1024
 _DEFAULT_CLASS = "default"
 _MOST_PRIORITY = 2**31 - 1
 
@@ -38,9 +40,25 @@ def demand_of(body: SamplingFields, headers: Mapping[str, str], principal: Princ
         priority=_priority(body, extension, headers),
         cache_salt=body.cache_salt or extension.cache_salt or headers.get("x-tenant-id"),
         pinned=extension.backend_instance_id if pinned is None else pinned,
-        session=headers.get("x-dynamo-session-id"),
+        session=_session(body, extension, headers),
         hints=_hints(extension, headers, principal),
     )
+
+
+def _session(body: SamplingFields, extension: NvExt, headers: Mapping[str, str]) -> str | None:
+    """The first that is given."""
+    for param, session in (
+        *((name, headers.get(name)) for name in _SESSION_HEADERS),
+        ("nvext.session_id", extension.session_id),
+        ("prompt_cache_key", body.prompt_cache_key),
+        ("user", body.user),
+    ):
+        if session:
+            if len(session) > _SESSION_BYTES or len(session.encode(errors="replace")) > _SESSION_BYTES:
+                message = f"The session in `{param}` is longer than {_SESSION_BYTES} bytes; send a shorter one."
+                raise InvalidRequest(message, param=param, code="invalid_value")
+            return session
+    return None
 
 
 def _priority(body: SamplingFields, extension: NvExt, headers: Mapping[str, str]) -> int:

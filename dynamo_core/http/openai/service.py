@@ -19,6 +19,7 @@ from dynamo_core.http.openai.routing import demand_of
 from dynamo_core.http.openai.sampling import MAX_CHOICES, check_fields, check_room, conditions_of, sampling_of, stops_of
 from dynamo_core.http.openai.types import SamplingFields
 from dynamo_core.http.reply import EndCallback, GenerationReply, SinkFactory
+from dynamo_core.http.route_debug import wants_route
 from dynamo_core.http.sse import ChunkFormat, EventStream
 from dynamo_core.http.unary import BodyFormat, Collector
 from dynamo_core.http.writer import Writer
@@ -84,6 +85,8 @@ class OpenAiService:
                 f"{len(prompts)} prompts with n={n} are more than {MAX_CHOICES} choices; send fewer.", param=wish.prompt_param
             )
         headers = exchange.headers
+        if wants_route(headers):
+            _record_of(exchange).routes = []
         demand = demand_of(body, headers, exchange.principal)
         max_tokens = _limit(served, prompts, wish)
         request = GenerationRequest(

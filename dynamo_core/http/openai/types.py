@@ -95,6 +95,10 @@ class NvExt(Struct, frozen=True, kw_only=True):
     backend_instance_id: Annotated[int, Meta(ge=0, le=INT64 - 1)] | None = None
     dp_rank: Annotated[int, Meta(ge=0, le=2**16)] | None = None
     cache_salt: str | None = None
+    session_id: str | None = None
+    """Requests of one session go to one worker, where the server keeps sessions together."""
+    annotations: list[str] | None = None
+    """``query_instance_id``: answer which worker would take the request, and do nothing else. Others are ignored."""
 
 
 class SamplingFields(Struct, frozen=True, kw_only=True):
@@ -131,6 +135,8 @@ class SamplingFields(Struct, frozen=True, kw_only=True):
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     """Lower runs first."""
     cache_salt: str | None = None
+    prompt_cache_key: str | None = None
+    """The session, as ``nvext.session_id``."""
     nvext: NvExt | None = None
 
 

@@ -12,7 +12,7 @@ from dynamo_core.kv import HashCache, PrefixIndex, PromptHashes, slots_of
 from dynamo_kv_router.config import KvRouterConfig
 from dynamo_kv_router.load import PlaceLoad
 from dynamo_kv_router.pending import PendingPrompts
-from dynamo_kv_router.tiers import SlowTiers
+from dynamo_kv_router.tiers import Beyond, SlowTiers
 
 __all__ = ["Caches", "Overlap"]
 
@@ -84,6 +84,20 @@ class Caches:
             saved = host * self._config.router_host_cache_hit_weight + disk * self._config.router_disk_cache_hit_weight
             rest[at] = max(1, rest[at] - round(saved * size))
         return Overlap(blocks, rest, device)
+
+    def tiers(self, prompt: PromptHashes, places: Sequence[PlaceLoad]) -> list[tuple[int, int, int]]:
+        """By place: leading blocks on the device, and further ones in the host's memory and on disk. What is only promised does
+        not count."""
+        device = [0] * len(places)
+        for match in self._index.match(prompt):
+            for slot in slots_of(match.slots):
+                device[self._owners[slot].place] = match.blocks
+        slow = self._slow
+        none = Beyond(0, 0)
+        return [
+            (blocks, *(slow.beyond(place, prompt, blocks) if place in slow.held else none))
+            for place, blocks in zip(places, device, strict=True)
+        ]
 
     # --- requests ------------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dynamo_core.contracts import (
     NO_HINTS,
@@ -14,6 +14,7 @@ from dynamo_core.contracts import (
     Hold,
     KvBatch,
     Outcome,
+    OverlapScore,
     Reject,
     Route,
     RouterContext,
@@ -21,8 +22,9 @@ from dynamo_core.contracts import (
     WorkerView,
 )
 from dynamo_core.errors import Overloaded
+from dynamo_core.kv import PromptHashes
 from dynamo_kv_router.books import Books
-from dynamo_kv_router.caches import Caches
+from dynamo_kv_router.caches import Caches, Overlap
 from dynamo_kv_router.choice import Chooser, explain
 from dynamo_kv_router.config import KvRouterConfig
 from dynamo_kv_router.cost import Weights, costs, preferred
@@ -39,6 +41,13 @@ _log = logging.getLogger(__name__)
 
 _DEFAULT_BLOCK = 16
 """Tokens a block for the router's own bookkeeping when the engine has no blocks."""
+
+
+class _Choice(NamedTuple):
+    place: PlaceLoad
+    prompt: PromptHashes
+    overlap: Overlap
+    why: dict[str, Any]
 
 
 class KvRouter:
@@ -123,6 +132,17 @@ class KvRouter:
         return Reject(Overloaded("Every worker is busy and the queue is full; try again later.", retry_after=patience))
 
     def _place(self, request: RouteRequest, workers: Mapping[int, WorkerView]) -> Decision:
+        choice = self._choose(request, workers)
+        if not isinstance(choice, _Choice):
+            return choice
+        place, prompt, overlap, why = choice
+        books, new, key = self._books, overlap.new_tokens[place.place], (request, place.id)
+        books.begin(key, place, len(request.token_ids), new, new * books.speed.token_ms, self._expected(request))
+        self._caches.sent(key, place, prompt, books.clock.now)
+        rank = place.rank if place.several else None
+        return Route(place.id, overlap.blocks[place.place], why, dp_rank=rank, note=note_of(prompt))
+
+    def _choose(self, request: RouteRequest, workers: Mapping[int, WorkerView]) -> _Choice | Hold | Reject:
         books, tokens = self._books, len(request.token_ids)
         candidates, rows = books.places, books.rows
         fit = self._screen.fit(request, workers, candidates, all_offered=len(workers) == len(books.workers))
@@ -141,15 +161,7 @@ class KvRouter:
         if request.hints.preferred_taints:
             price = preferred(price, candidates, request.hints.preferred_taints)
         chosen = self._chooser.choose(price, candidates)
-        place = candidates[chosen]
-        at = place.place
-        why = explain(price, candidates, overlap.blocks, chosen)
-        key = (request, place.id)
-        new = overlap.new_tokens[at]
-        books.begin(key, place, tokens, new, new * books.speed.token_ms, self._expected(request))
-        self._caches.sent(key, place, prompt, books.clock.now)
-        rank = place.rank if place.several else None
-        return Route(place.id, overlap.blocks[at], why, dp_rank=rank, note=note_of(prompt))
+        return _Choice(candidates[chosen], prompt, overlap, explain(price, candidates, overlap.blocks, chosen))
 
     def _expected(self, request: RouteRequest) -> int:
         """Tokens of the answer that are counted from the beginning."""
@@ -161,6 +173,37 @@ class KvRouter:
     def _uncached(self, request: RouteRequest) -> int:
         overlap = self._caches.overlap(self._caches.prompt(request), len(request.token_ids), self._books.places)
         return min(overlap.new_tokens, default=len(request.token_ids))
+
+    # --- questions -----------------------------------------------------------------------------------------------------------
+
+    def query(self, request: RouteRequest, workers: Mapping[int, WorkerView]) -> Decision:
+        """As ``select`` would answer if nobody waited; books nothing."""
+        self._look(workers)
+        choice = self._choose(request, workers)
+        if not isinstance(choice, _Choice):
+            return choice
+        place = choice.place
+        rank = place.rank if place.several else None
+        return Route(place.id, choice.overlap.blocks[place.place], choice.why, dp_rank=rank)
+
+    def overlap_scores(self, request: RouteRequest, workers: Mapping[int, WorkerView]) -> dict[int, list[OverlapScore]]:
+        self._look(workers)
+        places = self._books.places
+        tiers = self._caches.tiers(self._caches.prompt(request), places)
+        scores: dict[int, list[OverlapScore]] = {worker: [] for worker in workers}
+        for place, (device, host, disk) in zip(places, tiers, strict=True):
+            if place.id in scores:
+                scores[place.id].append(OverlapScore(dp_rank=place.rank, device=device, host=host, disk=disk))
+        return scores
+
+    def _look(self, workers: Mapping[int, WorkerView]) -> None:
+        """At the workers, the clock and what it ends."""
+        for worker in workers.keys() - self._books.workers:
+            self.worker_added(workers[worker])
+        self._books.tick()
+        self._caches.expire(self._books.clock.now)
+
+    # --- what other frontends route ------------------------------------------------------------------------------------------
 
     def routed_elsewhere(self, request: ForeignRequest, worker_id: int) -> None:
         take_foreign(self._books, self._caches, request, worker_id, self._block_size)
