@@ -64,9 +64,14 @@ class Discovery(Protocol):
 
     def watch(self, prefix: str) -> AsyncIterator[DiscoveryEvent]:
         """What is there, then :class:`Synced`, then every change; what vanished during an outage is told as :class:`Deleted`. A
-        slow watcher may be told only the latest change of a key. Cancel the iteration to end it."""
+        slow watcher may be told only the latest change of a key. Cancel the iteration to end it. Raises
+        :class:`~dynamo_core.errors.CannotConnect` when the store does not say within reasonable time what is there."""
         ...
 
     def close(self) -> Awaitable[None]:
         """Drop the lease and with it every key that was put."""
         ...
+
+    # Optional, of stores with a server of their own (and of planes with one):
+    #   @property
+    #   def out_since(self) -> float | None             time.monotonic() since which the server is out of reach; None: it is not

@@ -25,6 +25,7 @@ from dynamo_core.plugins import Compiled
 from dynamo_core.runtime import DistributedRuntime
 from dynamo_core.runtime.exposition import render
 from dynamo_core.runtime.signals import stop_on_signal
+from dynamo_core.runtime.stores import StoreCollector
 from dynamo_core.serving.manager import ModelManager
 
 __all__ = ["Beside", "Frontend", "run_frontend"]
@@ -50,6 +51,7 @@ class Frontend:
         self._metrics.registry.register(
             ModelCollector(settings.metrics_prefix, manager.models, self._metrics.faults, settings.migration_limit)
         )
+        self._metrics.registry.register(StoreCollector(settings.metrics_prefix, health.stores))
         self._retiring: set[asyncio.Task[None]] = set()
 
     @property
@@ -143,7 +145,7 @@ async def run_frontend(
         manager = ModelManager(runtime, compiled, router, settings)
         stack.push_async_callback(manager.stop)
         await manager.start()
-        health = Health(manager)
+        health = Health(manager, runtime.stores)
         frontend = Frontend(manager, settings, compiled, health, peers)
         stack.push_async_callback(frontend.close)
         server = _server(frontend, sock, settings)

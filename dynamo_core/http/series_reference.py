@@ -18,6 +18,7 @@ from dynamo_core.contracts.gate import RequestSummary
 from dynamo_core.http.model_series import ModelCollector, ObservedModel
 from dynamo_core.http.observe import FrontendMetrics
 from dynamo_core.plugins import Faults
+from dynamo_core.runtime.stores import StoreCollector, StoreState
 from dynamo_core.serving.dispatch import DispatchCounters
 
 __all__ = ["MARK_BEGIN", "MARK_END", "series_markdown", "with_series"]
@@ -55,6 +56,7 @@ def _families() -> list[Metric]:
     )
     faults = cast("Faults", SimpleNamespace(counts={("plugin", "hook"): 1}))
     metrics.registry.register(ModelCollector(metrics.prefix, lambda: [model], [faults], 0))
+    metrics.registry.register(StoreCollector(metrics.prefix, lambda: {"discovery": StoreState("etcd", "up")}))
     completed = RequestSummary(
         id="", model="m", endpoint="chat", principal=None, status=200, outcome="completed", ttft=1.0, duration=1.0
     )

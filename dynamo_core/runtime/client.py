@@ -47,6 +47,8 @@ class Client:
         self._removed: list[Callable[[int], None]] = []
         self._changed = asyncio.Event()
         self._synced = asyncio.Event()
+        self._failed: asyncio.Future[DynamoError] = asyncio.get_running_loop().create_future()
+        """Why the first list did not come."""
         self._next = 0
         self._probes: dict[int, asyncio.Task[None]] = {}
         self._unwatch = plane.on_gone(self._gone)
@@ -77,8 +79,14 @@ class Client:
         return await self.wait_for_instances(timeout)
 
     async def synced(self) -> Client:
-        """Wait until what discovery holds is known."""
-        await self._synced.wait()
+        """Wait until what discovery holds is known. Raises what the store says when it cannot tell; the client goes on asking."""
+        synced = asyncio.ensure_future(self._synced.wait())
+        try:
+            await asyncio.wait((synced, self._failed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            synced.cancel()
+        if not self._synced.is_set():
+            raise self._failed.result()
         return self
 
     def on_change(
@@ -197,6 +205,10 @@ class Client:
                         self._forget(event.key)
                     elif isinstance(event, Synced):
                         self._synced.set()
+            except DynamoError as error:
+                _log.warning("following %s in discovery: %s; trying again", prefix, error)
+                if not self._failed.done():
+                    self._failed.set_result(error)
             except Exception:  # noqa: BLE001  # a store's bug must not end the watch
                 _log.exception("following %s in discovery failed; trying again", prefix)
             await asyncio.sleep(_RETRY_SECONDS)

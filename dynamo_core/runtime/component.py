@@ -163,7 +163,11 @@ class Endpoint:
         await self.runtime.start()
         client = Client(self, self.runtime.request_plane, mode=_mode(router_mode))
         self.runtime.clients.add(client)
-        return await client.synced()
+        try:
+            return await client.synced()
+        except BaseException:
+            await client.close()
+            raise
 
     def _instance(self, address: str, events: str) -> Instance:
         return Instance(

@@ -23,6 +23,7 @@ from dynamo_core.runtime.component import Endpoint, Namespace
 from dynamo_core.runtime.handler import PayloadAdapter
 from dynamo_core.runtime.metrics import RuntimeMetrics
 from dynamo_core.runtime.served import Served
+from dynamo_core.runtime.stores import StoreState, outage_gauge, state_of
 from dynamo_core.specs import PlaneContext
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class DistributedRuntime:
         """Where this process publishes its events; for ``Endpoint.serve(events=…)``."""
         self.clients: set[Client] = set()
         """Closed with the runtime, unless they were before."""
-        self.metrics = RuntimeMetrics()
+        self.metrics = RuntimeMetrics(lambda: [outage_gauge("dynamo_component", self.stores())])
         """Of the endpoints that this process serves with generators and functions."""
         self.canary = canary or CanarySettings()
         self.adapters: dict[str, PayloadAdapter] = {}
@@ -164,6 +165,15 @@ class DistributedRuntime:
     def endpoints_served(self) -> tuple[Served, ...]:
         """What this process serves, draining endpoints among them."""
         return tuple(self._served)
+
+    def stores(self) -> dict[str, StoreState]:
+        """``discovery``, ``request_plane``, ``event_plane``: whether the servers behind them can be reached."""
+        names = ("discovery", "request_plane", "event_plane")
+        found = {name: getattr(self, name, None) for name in names}
+        return {
+            name: state_of(choice if isinstance(choice, str) else type(choice).__name__, found[name])
+            for name, choice in zip(names, self._choices, strict=True)
+        }
 
     @property
     def threads(self) -> ThreadPoolExecutor:

@@ -55,9 +55,10 @@ class EndpointMetrics:
 
 
 class RuntimeMetrics(Collector):
-    """All endpoints of one process, and what handlers add of their own."""
+    """All endpoints of one process, and what handlers add of their own. ``further`` makes more families, at each scrape."""
 
-    def __init__(self) -> None:
+    def __init__(self, further: Callable[[], Iterable[Metric]] = tuple) -> None:
+        self._further = further
         self._endpoints: list[EndpointMetrics] = []
         self._callbacks: list[Callable[[], str]] = []
         self._registry = CollectorRegistry(auto_describe=False)
@@ -101,7 +102,7 @@ class RuntimeMetrics(Collector):
             duration.add_metric(values, list(_cumulative(endpoint.buckets)), endpoint.seconds)
             for error, count in endpoint.errors.items():
                 errors.add_metric([*values, error], count)
-        return (requests, inflight, errors, duration)
+        return (requests, inflight, errors, duration, *self._further())
 
 
 def _cumulative(buckets: Sequence[int]) -> Iterator[tuple[str, float]]:

@@ -144,6 +144,7 @@ class SystemServer:
             "status": "ready" if ready else "notready",
             "uptime": {"secs": int(uptime), "nanos": int(uptime % 1 * 1e9)},
             "endpoints": {one.endpoint.path: one.state for one in served},
+            "stores": self._runtime.stores(),
         }
         return _json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, body)
 

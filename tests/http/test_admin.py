@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dynamo_core.errors import NoInstances
+from dynamo_core.http.admin import Health
 from dynamo_core.http.admin.metrics import merge_worker_metrics
+from dynamo_core.runtime.stores import StoreCollector, StoreState
 
 
 async def samples(running: Any) -> dict[str, float]:
@@ -193,3 +197,16 @@ async def test_the_page_needs_no_network(running: Any) -> None:
     assert answer.headers["content-type"].startswith("text/html")
     assert "/openapi.json" in answer.text
     assert not re.search(r"https?://", answer.text)
+
+
+def test_a_store_out_of_reach_is_told_while_the_frontend_stays_healthy() -> None:
+    stores = {"discovery": StoreState("etcd", "out of reach", 3.0), "event_plane": StoreState("zmq", "up")}
+    manager: Any = SimpleNamespace(models=list)
+    health = Health(manager, lambda: stores)
+    assert msgspec.to_builtins(health.body("healthy"))["stores"] == {
+        "discovery": {"provider": "etcd", "state": "out of reach", "seconds": 3.0},
+        "event_plane": {"provider": "zmq", "state": "up"},
+    }
+    (family,) = StoreCollector("dynamo_frontend", lambda: stores).collect()
+    assert family.name == "dynamo_frontend_store_out_of_reach"
+    assert {(sample.labels["part"], sample.value) for sample in family.samples} == {("discovery", 1), ("event_plane", 0)}

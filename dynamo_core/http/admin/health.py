@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
 from dynamo_core.http.gate import PUBLIC
+from dynamo_core.runtime.stores import StoreState
 from dynamo_core.serving.manager import ModelManager
 
 __all__ = ["Health", "HealthBody", "InstanceHealth", "ModelHealth", "health_routes"]
@@ -23,17 +26,20 @@ class ModelHealth(Struct, frozen=True):
     instances: list[InstanceHealth]
 
 
-class HealthBody(Struct, frozen=True):
+class HealthBody(Struct, frozen=True, omit_defaults=True):
     status: str
     models: dict[str, ModelHealth]
+    stores: dict[str, StoreState] = {}
+    """Discovery and the planes. Traffic goes on while they are out of reach."""
 
 
 class Health:
     """What this frontend says of itself. ``draining`` is set by whoever shuts it down."""
 
-    def __init__(self, manager: ModelManager) -> None:
+    def __init__(self, manager: ModelManager, stores: Callable[[], Mapping[str, StoreState]] = dict) -> None:
         self.draining = False
         self._manager = manager
+        self.stores = stores
 
     @property
     def ready(self) -> bool:
@@ -44,13 +50,14 @@ class Health:
             served.name: ModelHealth(served.ready, [InstanceHealth(w.id, w.inflight) for w in served.workers.values()])
             for served in self._manager.models()
         }
-        return HealthBody(status, models)
+        return HealthBody(status, models, dict(self.stores()))
 
 
 def health_routes(health: Health) -> list[HTTPRouteHandler]:
     @get("/health", tags=["Operations"], summary="Health", opt={PUBLIC: True}, sync_to_thread=False)
     def get_health() -> Response[HealthBody]:
-        """200 while the frontend takes requests, models or not; 503 while it drains."""
+        """200 while the frontend takes requests, models or not; 503 while it drains. A discovery store or plane whose server is
+        out of reach is said so; requests go on with what was known last."""
         if health.draining:
             return Response(health.body("draining"), status_code=503)
         return Response(health.body("healthy"))

@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,28 @@ async def test_a_watch_that_begins_in_an_outage_waits_for_etcd(etcd: Any, store:
     await asyncio.to_thread(etcd.start)
     log = await watch
     await log.until(Put("a", b"1"))
+
+
+async def test_a_watch_that_begins_in_an_outage_gives_up_with_the_address(etcd: Any, store: Any, follow: Any) -> None:
+    one = await store(etcd.url, connect_timeout_secs=1)
+    etcd.kill()
+    with pytest.raises(CannotConnect, match=rf"etcd at {etcd.url} does not list dynamo/instances/ within 1 s \(.+\)"):
+        await asyncio.wait_for(anext(one.watch("instances/")), 10)
+    assert not one._feeds
+
+
+async def test_an_outage_is_told_while_it_lasts(etcd: Any, store: Any, follow: Any) -> None:
+    one = await store(etcd.url)
+    await follow(one)
+    assert one.out_since is None
+    etcd.kill()
+    async with asyncio.timeout(10):
+        while one.out_since is None:  # noqa: ASYNC110  # the store's own state
+            await asyncio.sleep(0.02)
+    assert time.monotonic() - one.out_since < 2
+    await asyncio.to_thread(etcd.start)
+    await asyncio.wait_for(one._trust.restored(), 10)
+    assert one.out_since is None
 
 
 async def test_a_compaction_ahead_of_the_watch_makes_it_list_again(etcd: Any, store: Any, follow: Any, caplog: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -91,9 +92,12 @@ async def test_an_outage_is_told_as_a_loss_and_events_flow_after_it(nats: NatsSe
     inbox = await join(one, address, two)
     nats.kill()
     await lost_nats(one, two)
+    assert one.out_since is not None
+    assert time.monotonic() - one.out_since < 5
     one.publish("kv", b"waits")
     await asyncio.to_thread(nats.start)
     await inbox.until(lost=1)
+    assert two.out_since is None
     async with asyncio.timeout(10):
         while b"after" not in inbox.payloads:
             one.publish("kv", b"after")

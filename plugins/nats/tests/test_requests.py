@@ -154,6 +154,7 @@ async def test_an_outage_of_nats_ends_streams_and_calls_go_through_after_it(nats
     nats.kill()
     assert isinstance(await receiver.failure(), Disconnected)
     assert isinstance(await request(client, address, 2).failure(), CannotConnect)
+    assert client.out_since is not None
     await asyncio.to_thread(nats.start)
     instance = Instance(instance_id=7, namespace="n", component="c", endpoint="e", address=address)
     async with asyncio.timeout(10):
@@ -164,6 +165,7 @@ async def test_an_outage_of_nats_ends_streams_and_calls_go_through_after_it(nats
             except CannotConnect:
                 await asyncio.sleep(0.05)
     await request(client, address, 3).have([3])
+    assert client.out_since is None
 
 
 async def test_a_lost_message_ends_the_pipe_and_not_the_plane(plane: Any) -> None:

@@ -33,6 +33,8 @@ class Feed:
     def __init__(self, members: Members, trust: Trust, root: str, prefix: str, on_break: Callable[[], None]) -> None:
         self.table = Table()
         self.users = 0
+        self.trouble = "no answer"
+        """Why it is not listed."""
         self._members = members
         self._trust = trust
         self._root = root
@@ -67,8 +69,10 @@ class Feed:
                     continue
             except (Unreachable, grpc.aio.AioRpcError) as error:
                 _log.debug("following etcd was interrupted: %s", error)
+                self.trouble = str(error) if isinstance(error, Unreachable) else str(error.details() or error.code().name)
                 self._on_break()
             except Refused as error:
+                self.trouble = str(error)
                 if not complained:
                     _log.error("etcd refuses to list what begins with %s: %s", self._where["key"].decode(), error)
                 complained = True

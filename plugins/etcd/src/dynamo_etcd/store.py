@@ -29,7 +29,7 @@ _CLOSE_SECONDS = 2.0
 
 class EtcdDiscovery:
     """After the start no failure of etcd reaches a caller, except that it refuses a key for good (StartupError) or is asked
-    for keys that nobody here watches while it is out of reach (CannotConnect)."""
+    for keys that nobody here watches while it is out of reach (CannotConnect; a watch waits as long as a start before)."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -46,6 +46,11 @@ class EtcdDiscovery:
         self._keeper: asyncio.Task[None] | None = None
         self._members: Members
         self._trust: Trust
+
+    @property
+    def out_since(self) -> float | None:
+        """Monotonic time since which etcd is out of reach."""
+        return None if self._keeper is None else self._trust.out_since
 
     # --- the contract --------------------------------------------------------------------------------------------------------
 
@@ -115,7 +120,7 @@ class EtcdDiscovery:
             feed = self._feeds[prefix] = Feed(self._members, self._trust, self._options.prefix, prefix, self._broke)
         feed.users += 1
         try:
-            await feed.listed()
+            await self._listed(feed, prefix)
             async for event in feed.table.watch(prefix):
                 yield event
         finally:
@@ -139,6 +144,15 @@ class EtcdDiscovery:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._revoke(self._lease)
         await self._members.close()
+
+    async def _listed(self, feed: Feed, prefix: str) -> None:
+        seconds = self._options.connect_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await feed.listed()
+        except TimeoutError:
+            where, key = self._options.where, self._options.prefix + prefix
+            raise CannotConnect(f"etcd at {where} does not list {key} within {seconds:g} s ({feed.trouble})") from None
 
     # --- the lease -----------------------------------------------------------------------------------------------------------
 

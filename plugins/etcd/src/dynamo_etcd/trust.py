@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 __all__ = ["Trust"]
 
@@ -16,6 +17,7 @@ class Trust:
         self._grace = grace
         self._loop = asyncio.get_running_loop()
         self._out = False
+        self._since = 0.0
         self._from = 0.0
         self._back = asyncio.Event()
         self._back.set()
@@ -26,12 +28,19 @@ class Trust:
         return self._out
 
     @property
+    def out_since(self) -> float | None:
+        """Monotonic time."""
+        return self._since if self._out else None
+
+    @property
     def good(self) -> bool:
         return not self._out and self._loop.time() >= self._from
 
     def lost(self) -> bool:
         """The store is out of reach. True when that is news."""
         news, self._out = not self._out, True
+        if news:
+            self._since = time.monotonic()
         self._back.clear()
         return news
 

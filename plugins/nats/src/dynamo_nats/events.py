@@ -40,6 +40,11 @@ class NatsEvents:
         """By subject: all subscriptions to a publisher's topic share one of NATS."""
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def out_since(self) -> float | None:
+        """Monotonic time since which NATS is out of reach."""
+        return None if self._link is None else self._link.out_since
+
     async def start(self) -> str:
         if self._link is None:
             link = Link(self._config, on_back=self._back)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import re
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -82,10 +83,16 @@ class Link:
         self._empty = asyncio.Event()
         self._empty.set()
         self._up = asyncio.Event()
+        self._lost_at: float | None = None
         self._writer: asyncio.Task[None] | None = None
         self._opener: asyncio.Task[None] | None = None
         self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._reason = "no answer"
+
+    @property
+    def out_since(self) -> float | None:
+        """Monotonic time since which NATS is out of reach."""
+        return None if self._up.is_set() else self._lost_at
 
     @property
     def up(self) -> bool:
@@ -230,6 +237,7 @@ class Link:
     async def _lost(self) -> None:
         if self._up.is_set():
             self._up.clear()
+            self._lost_at = time.monotonic()
             if self._writer is not None:
                 _log.warning("the connection to NATS at %s was lost", ", ".join(self._config.servers))
             self._on_lost()

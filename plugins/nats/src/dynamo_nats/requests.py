@@ -39,6 +39,14 @@ class NatsRequests(MultiplexPlane):
         self._opening: asyncio.Task[Link] | None = None
         self._ticker: asyncio.Task[None] | None = None
 
+    @property
+    def out_since(self) -> float | None:
+        """Monotonic time since which NATS is out of reach."""
+        opening = self._opening
+        if opening is None or not opening.done() or opening.cancelled() or opening.exception() is not None:
+            return None
+        return opening.result().out_since
+
     async def _listen(self, accept: Callable[[], ServerConnection]) -> str:
         await self._open_link()
         self._accepts = accept
