@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from dynamo_core.config import Settings
 from dynamo_core.contracts import Context, Deleted, Instance, ModelCard, Put, RouterContext, Synced
-from dynamo_core.errors import DynamoError, ModelNotFound, ServiceUnavailable
+from dynamo_core.errors import DynamoError, ModelNotFound, ServiceUnavailable, StartupError
 from dynamo_core.plugins import Compiled, Provider
 from dynamo_core.runtime import Client, DistributedRuntime
 from dynamo_core.serving.model_text import ModelText, load_model_text
@@ -65,7 +65,7 @@ class ModelManager:
         self._synced = asyncio.Event()
 
     async def start(self) -> None:
-        """Returns when what discovery held is known; models may still be loading."""
+        """Returns when what discovery held is known; models may still be loading. Raises StartupError when it does not tell."""
         if self.replicas is not None:
             await self.replicas.start()
         self._watcher = asyncio.create_task(self._watch(), name="model cards")
@@ -73,7 +73,10 @@ class ModelManager:
         await asyncio.wait((self._watcher, synced), return_when=asyncio.FIRST_COMPLETED)
         if not synced.done():
             synced.cancel()
-            self._watcher.result()
+            try:
+                self._watcher.result()
+            except ServiceUnavailable as error:
+                raise StartupError(f"discovery does not tell which models there are: {error.message}") from None
 
     async def stop(self) -> None:
         """Requests that run go on; those that wait fail."""
@@ -83,10 +86,10 @@ class ModelManager:
         await asyncio.gather(*tasks, return_exceptions=True)
         for model in self._models.values():
             model.close()
+            await model.router.close()
         for client in self._clients.values():
             await client.close()
         if self.replicas is not None:
-            await model.router.close()
             await self.replicas.close()
 
     def recompiled(self, compiled: Compiled) -> None:
@@ -228,14 +231,14 @@ class ModelManager:
             sharing=self._share(card.name),
         )
 
-    def _share(self, model: str) -> ModelSharing:
-        ttl, mode = self._settings.router_session_affinity_ttl_secs, self._settings.router_session_affinity_mode
-        sharing = ModelSharing(model, self.replicas, None if ttl is None else SessionAffinity(ttl, mode))
     def _wake(self, model: str) -> None:
         served = self._models.get(model)
         if served is not None:
             served.wake()
 
+    def _share(self, model: str) -> ModelSharing:
+        ttl, mode = self._settings.router_session_affinity_ttl_secs, self._settings.router_session_affinity_mode
+        sharing = ModelSharing(model, self.replicas, None if ttl is None else SessionAffinity(ttl, mode))
         if self.replicas is not None:
             self.replicas.join(model, sharing)
         return sharing
@@ -247,7 +250,12 @@ class ModelManager:
             self._following[path] = asyncio.create_task(self._open_client(path), name=f"client of {path}")
 
     async def _open_client(self, path: str) -> None:
-        client = await self._runtime.endpoint(path).client()
+        while True:
+            try:
+                client = await self._runtime.endpoint(path).client()
+                break
+            except DynamoError as error:
+                _log.warning("%s cannot be followed: %s; trying again", path, error)
         self._clients[path] = client
         client.on_change(
             lambda instance: self._instance_added(path, instance), lambda instance_id: self._instance_removed(path, instance_id)
