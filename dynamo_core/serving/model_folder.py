@@ -21,6 +21,13 @@ class AddedToken(msgspec.Struct, frozen=True):
     id: int
     content: str
     special: bool = False
+    normalized: bool = True
+    """Looked for in the text as the normalizer leaves it; otherwise before that, in the raw text."""
+    lstrip: bool = False
+    """Takes the whitespace before it."""
+    rstrip: bool = False
+    single_word: bool = False
+    """Counts only where no letter touches it."""
 
 
 class TokenizerHeader(msgspec.Struct, frozen=True):

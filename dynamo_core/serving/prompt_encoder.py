@@ -1,0 +1,149 @@
+"""Token ids of prompts. What was tokenized before is remembered piece by piece: a conversation costs its latest turn only.
+
+Exact: pieces are cut only where the tokens of the whole are those of its pieces (:mod:`dynamo_core.serving.prompt_pieces`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from array import array
+from collections.abc import Sequence
+
+from dynamo_core.serving.prompt_pieces import cut
+from dynamo_core.serving.tokenizer import Tokenizer
+
+__all__ = ["PromptCacheCounters", "PromptEncoder"]
+
+_ENTRY = 250
+"""Bytes of an entry besides its text and its ids."""
+_LARGEST = 4
+"""No entry takes more than this fraction of a generation."""
+
+Key = str | tuple[str]
+"""A piece, or in a tuple a whole text with what the tokenizer adds at its ends."""
+
+
+class PromptCacheCounters:
+    """Since the start."""
+
+    __slots__ = ("bytes", "encoded_tokens", "reused_tokens")
+
+    def __init__(self) -> None:
+        self.reused_tokens = 0
+        self.encoded_tokens = 0
+        self.bytes = 0
+        """Taken at present."""
+
+
+class PromptEncoder:
+    """One per model, for the event loop's thread.
+
+    ``cutting``: tokens before which any text may be cut. ``limit``: bytes of memory for pieces, 0 for none. The least recently
+    used go first, roughly: a piece that is used moves to the younger of two generations, and the older is dropped as a whole.
+    """
+
+    __slots__ = ("_cutting", "_half", "_old", "_tokenizer", "_young", "_young_bytes", "counters")
+
+    def __init__(self, tokenizer: Tokenizer, cutting: Sequence[str] = (), limit: int = 16 << 20) -> None:
+        self._tokenizer = tokenizer
+        self._cutting = tuple(cutting) if limit else ()
+        self._half = limit // 2
+        self._young: dict[Key, array[int]] = {}
+        self._old: dict[Key, array[int]] = {}
+        self._young_bytes = 0
+        self.counters = PromptCacheCounters()
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> array[int]:
+        """The ids, which are the caller's to change. Raises :class:`~dynamo_core.errors.InvalidRequest`."""
+        prompt = self._look_up(text, add_special_tokens)
+        self._encode(prompt)
+        return prompt.ids()
+
+    async def encode_all(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> tuple[array[int], ...]:
+        """As :meth:`encode`; in a thread if what is not known would hold the event loop up for long."""
+        prompts = [self._look_up(text, add_special_tokens) for text in texts]
+        if sum(prompt.missing_length for prompt in prompts) > self._tokenizer.loop_characters:
+            encode = self._tokenizer.encode_batch
+            encoded = await asyncio.to_thread(lambda: [encode(prompt.missing, prompt.special) for prompt in prompts])
+            for prompt, lists in zip(prompts, encoded, strict=True):
+                self._learn(prompt, lists)
+        else:
+            for prompt in prompts:
+                self._encode(prompt)
+        return tuple(prompt.ids() for prompt in prompts)
+
+    def _look_up(self, text: str, add_special_tokens: bool) -> _Prompt:
+        frame = self._tokenizer.frame if add_special_tokens else _NOTHING
+        if frame is None:  # what is added depends on the text: nothing but the whole can be remembered
+            return _Prompt([self._find((text,))], [text], (), (), True)
+        pieces = cut(text, self._cutting) if self._cutting else [text]
+        return _Prompt([self._find(piece) for piece in pieces], pieces, *frame, False)
+
+    def _find(self, key: Key) -> array[int] | None:
+        found = self._young.get(key)
+        if found is None:
+            found = self._old.pop(key, None)
+            if found is not None:
+                self._keep(key, found)
+        if found is not None:
+            self.counters.reused_tokens += len(found)
+        return found
+
+    def _encode(self, prompt: _Prompt) -> None:
+        if prompt.missing:
+            self._learn(prompt, [self._tokenizer.encode(piece, prompt.special) for piece in prompt.missing])
+
+    def _learn(self, prompt: _Prompt, lists: Sequence[list[int]]) -> None:
+        found = prompt.found
+        learnt = iter(lists)
+        for index, piece in enumerate(prompt.pieces):
+            if found[index] is None:
+                ids = array("I")
+                ids.fromlist(next(learnt))  # a third faster than array("I", ids)
+                found[index] = ids
+                self.counters.encoded_tokens += len(ids)
+                self._keep((piece,) if prompt.special else piece, ids)
+
+    def _keep(self, key: Key, ids: array[int]) -> None:
+        size = sys.getsizeof(key if isinstance(key, str) else key[0]) + 4 * len(ids) + _ENTRY
+        if size * _LARGEST > self._half:
+            return
+        if self._young_bytes + size > self._half:
+            self._old, self._young = self._young, {}
+            self.counters.bytes, self._young_bytes = self._young_bytes, 0
+        self._young[key] = ids
+        self._young_bytes += size
+        self.counters.bytes += size
+
+
+class _Prompt:
+    """One text in pieces, and what is known of them."""
+
+    __slots__ = ("_after", "_before", "found", "missing", "missing_length", "pieces", "special")
+
+    def __init__(
+        self, found: list[array[int] | None], pieces: list[str], before: Sequence[int], after: Sequence[int], special: bool
+    ) -> None:
+        self.found = found
+        self.pieces = pieces
+        self.special = special
+        self._before = before
+        self._after = after
+        self.missing: list[str] = []
+        self.missing_length = 0
+        """In characters."""
+        if None in found:
+            self.missing = [piece for piece, ids in zip(pieces, found, strict=True) if ids is None]
+            self.missing_length = sum(map(len, self.missing))
+
+    def ids(self) -> array[int]:
+        joined = array("I", self._before)
+        for ids in self.found:
+            assert ids is not None  # noqa: S101 - for the type checker
+            joined += ids
+        joined.extend(self._after)
+        return joined
+
+
+_NOTHING: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
