@@ -1,8 +1,8 @@
 """Recorded traffic: when requests came, how long they were and which blocks their prompts shared.
 
 The format is Mooncake's: a JSON object a line with ``timestamp`` (milliseconds), ``input_length``, ``output_length`` (tokens) and
-``hash_ids``, one a block of the prompt; equal ids are equal blocks behind equal prefixes. Our own recordings have ``block_size`` too,
-the tokens of a block. Other fields are ignored.
+``hash_ids``, one a block of the prompt; equal ids are equal blocks behind equal prefixes. Our own recordings have ``block_size``,
+too: tokens of a block. Other fields are ignored.
 """
 
 from __future__ import annotations
