@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from dynamo_core.cli.options import config_option, json_option, setting_options
+from dynamo_core.cli.plugin_options import ServeSettingsCommand
 from dynamo_core.cli.table import table
+
+if TYPE_CHECKING:
+    from dynamo_core.config import Origin, Resolved
 
 __all__ = ["command"]
 
@@ -18,7 +22,7 @@ def command() -> None:
     """Show settings and where each value came from."""
 
 
-@command.command("show")
+@command.command("show", cls=ServeSettingsCommand)
 @setting_options("serve")
 @config_option
 @json_option
@@ -27,21 +31,31 @@ def show(config: str | None, as_json: bool, **flags: Any) -> None:
 
     Takes the flags of `dynamo serve`, and shows what it would run with.
     """
-    from dynamo_core.config import Origin, resolve
+    from dynamo_core.config import resolve
 
-    resolved = resolve(flags, file=config)
+    resolved = resolve(flags, file=config, process="serve")
     values: dict[str, Any] = msgspec.structs.asdict(resolved.settings)
     origins = dict(resolved.origins)
-    for name, options in resolved.plugin_tables.items():
-        key = f"plugins.{name}"
-        values[key] = options
-        origins.setdefault(key, Origin("file", f"{resolved.file} [{key}]"))
+    _add_plugins(resolved, values, origins)
     if as_json:
         shown = {name: {"value": value, "origin": origins[name]} for name, value in values.items()}
         click.echo(msgspec.json.format(msgspec.json.encode(shown)))
         return
     rows = [(name, msgspec.json.encode(value).decode(), origins[name].name) for name, value in values.items()]
     click.echo(table(("SETTING", "VALUE", "ORIGIN"), rows))
+
+
+def _add_plugins(resolved: Resolved, values: dict[str, Any], origins: dict[str, Origin]) -> None:
+    """Every key of active plugins, and the tables of those that are not active as they stand in the file."""
+    from dynamo_core.config import Origin, plugin_fields, plugin_types
+
+    types = plugin_types(resolved.settings, "serve")
+    for plugin, key, field in plugin_fields(types):
+        values[f"plugins.{plugin}.{key}"] = resolved.plugin_tables.get(plugin, {}).get(key, field.default)
+    for name, options in resolved.plugin_tables.items():
+        if name not in types:
+            values[f"plugins.{name}"] = options
+            origins[f"plugins.{name}"] = Origin("file", f"{resolved.file} [plugins.{name}]")
 
 
 @command.command("schema")

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from dynamo_core.cli.options import config_option, setting_options
+from dynamo_core.cli.plugin_options import PluginCommand
 
 __all__ = ["command"]
 
 
-@click.command("frontend")
+@click.command("frontend", cls=PluginCommand)
 @setting_options("frontend")
 @config_option
 def command(config: str | None, **flags: Any) -> int:
@@ -23,4 +24,6 @@ def command(config: str | None, **flags: Any) -> int:
     from dynamo_core.supervisor.order import make_order
     from dynamo_core.supervisor.service import run_in_foreground
 
-    return run_in_foreground(make_order(resolve(flags, file=config), kind="frontend", name=f"frontend-{os.getpid()}"))
+    return run_in_foreground(
+        make_order(resolve(flags, file=config, process="frontend"), kind="frontend", name=f"frontend-{os.getpid()}")
+    )

@@ -11,7 +11,7 @@ import msgspec
 
 from dynamo_core.config import Field, settings_fields
 
-__all__ = ["config_option", "json_option", "setting_options"]
+__all__ = ["config_option", "field_option", "json_option", "setting_options"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -53,10 +53,21 @@ def _with_verbose(function: _Function) -> _Function:
 
 
 def _option(field: Field) -> Callable[[_Function], _Function]:
+    declarations, attributes = _declaration(field, field.name)
+    return click.option(*declarations, **attributes)
+
+
+def field_option(field: Field, name: str) -> click.Option:
+    """The option of a setting under another parameter name."""
+    declarations, attributes = _declaration(field, name)
+    return click.Option(declarations, **attributes)
+
+
+def _declaration(field: Field, name: str) -> tuple[list[str], dict[str, Any]]:
     if field.is_bool:
-        return click.option(f"{field.flag}/--no-{(field.flag or '')[2:]}", field.name, default=None, help=_help(field))
+        return [f"{field.flag}/--no-{(field.flag or '')[2:]}", name], {"default": None, "help": _help(field)}
     several = field.is_list or field.is_table
-    return click.option(str(field.flag), field.name, multiple=several, default=None, metavar=_metavar(field), help=_help(field))
+    return [str(field.flag), name], {"multiple": several, "default": None, "metavar": _metavar(field), "help": _help(field)}
 
 
 def _help(field: Field) -> str:

@@ -68,4 +68,4 @@ def command(
         system=system,
     )
     parsed = parse_words(words, terminal=sys.stdin.isatty())
-    return launch_run(parsed, resolve(flags, file=config), options)
+    return launch_run(parsed, resolve(flags, file=config, process="serve"), options)

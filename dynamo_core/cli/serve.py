@@ -7,11 +7,12 @@ from typing import Any
 import click
 
 from dynamo_core.cli.options import config_option, setting_options
+from dynamo_core.cli.plugin_options import PluginCommand
 
 __all__ = ["command"]
 
 
-@click.command("serve")
+@click.command("serve", cls=PluginCommand)
 @setting_options("serve")
 @config_option
 def command(config: str | None, **flags: Any) -> int:
@@ -22,4 +23,4 @@ def command(config: str | None, **flags: Any) -> int:
     from dynamo_core.config import resolve
     from dynamo_core.supervisor.launch import launch
 
-    return launch(resolve(flags, file=config))
+    return launch(resolve(flags, file=config, process="serve"))

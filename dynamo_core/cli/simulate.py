@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from dynamo_core.cli.options import config_option, setting_options
+from dynamo_core.cli.plugin_options import PluginCommand
 from dynamo_core.cli.table import table
 from dynamo_core.errors import PluginError, StartupError
 
@@ -38,7 +39,7 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
     sla: Sla | None
 
 
-@click.command("simulate")
+@click.command("simulate", cls=PluginCommand)
 @click.argument("trace", metavar="TRACE")
 @click.option("--router", "routers", multiple=True, metavar="NAME", help="Router to try; repeatable.  [default: as dynamo serve]")
 @click.option(
@@ -109,7 +110,8 @@ def _routers(names: Sequence[str], flags: dict[str, Any]) -> list[Provider]:
     from dynamo_core.plugins import activate, installed_plugins
     from dynamo_core.plugins.names import canonical_name
 
-    resolved = resolve({"plugins": flags["plugins"], "no_plugins": flags["no_plugins"]}, file=flags["config"])
+    given = {name: value for name, value in flags.items() if name in ("plugins", "no_plugins") or name.startswith("plugins.")}
+    resolved = resolve(given, file=flags["config"], process="serve", plugins=[canonical_name(name) for name in names])
     settings = resolved.settings
     wanted = names or ((settings.router,) if settings.router else ())
     installed = installed_plugins(blocked=settings.no_plugins)

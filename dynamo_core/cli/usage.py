@@ -20,6 +20,9 @@ def usage_sentence(error: click.UsageError) -> str:
     path = error.ctx.command_path if error.ctx is not None else "dynamo"
     if isinstance(error, click.NoSuchOption):
         name = error.option_name
+        owner = _owner(error)
+        if owner is not None:
+            return f"`{path}` has the option {name} with plugin {owner} only: add --plugin {owner}."
         match = nearest(name, _options(error.ctx))
         hint = f"did you mean {match}?" if match else f"`{path} --help` lists them all."
         return f"`{path}` has no option {name}: {hint}"
@@ -29,6 +32,14 @@ def usage_sentence(error: click.UsageError) -> str:
     if match:
         return f"`{path}`: {head.rstrip('.')}: did you mean {match}"
     return f"`{path}`: {text}; `{path} --help` explains."
+
+
+def _owner(error: click.NoSuchOption) -> str | None:
+    """The installed plugin that would bring the option along."""
+    from dynamo_core.cli.plugin_options import PluginCommand, owner_of
+
+    takes_them = error.ctx is not None and isinstance(error.ctx.command, PluginCommand)
+    return owner_of(error.option_name) if takes_them else None
 
 
 def _options(ctx: click.Context | None) -> list[str]:

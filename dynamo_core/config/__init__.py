@@ -3,6 +3,7 @@
 from dynamo_core.config.fields import Field, settings_fields
 from dynamo_core.config.file import DEFAULT_FILE
 from dynamo_core.config.origin import Origin
+from dynamo_core.config.plugin_settings import PluginField, plugin_fields, plugin_types
 from dynamo_core.config.resolution import Resolved, resolve
 from dynamo_core.config.selection import DEFAULT_ROUTER, active_plugin_names, check_selection, choose_router
 from dynamo_core.config.settings import Settings, setting
@@ -13,12 +14,15 @@ __all__ = [
     "DEFAULT_ROUTER",
     "Field",
     "Origin",
+    "PluginField",
     "Resolved",
     "Settings",
     "active_plugin_names",
     "check_selection",
     "choose_router",
     "parse_engine_arg",
+    "plugin_fields",
+    "plugin_types",
     "resolve",
     "setting",
     "settings_fields",

@@ -1,4 +1,5 @@
-"""The settings as records: what :class:`~dynamo_core.config.settings.Settings` says of names, types, flags and environment."""
+"""Settings as records: what structs whose fields carry :func:`~dynamo_core.config.settings.setting` say of names, types, flags
+and environment. Those of the core are :class:`~dynamo_core.config.settings.Settings`, those of a plugin its configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import msgspec
 
 from dynamo_core.config.settings import Settings
 
-__all__ = ["Field", "settings_fields"]
+__all__ = ["Field", "settings_fields", "struct_fields"]
 
 
 class Field(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -44,31 +45,45 @@ class Field(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 def settings_fields() -> Mapping[str, Field]:
-    """Every setting by name, in the order in which they are declared. Costs about a millisecond."""
-    hints = get_type_hints(Settings, include_extras=True)
-    record = msgspec.inspect.type_info(Settings)
-    assert isinstance(record, msgspec.inspect.StructType)  # noqa: S101  # for the type checker: Settings is a Struct
-    return {declared.name: _field(declared, hints[declared.name]) for declared in record.fields}
+    """Every setting of the core by name, in the order in which they are declared. Costs about a millisecond."""
+    return struct_fields(Settings)
+
+
+def struct_fields(type_: type[msgspec.Struct]) -> Mapping[str, Field]:
+    """Every field by the name that it has in a file.
+
+    One without :func:`~dynamo_core.config.settings.setting` has neither flag nor environment name.
+    """
+    hints = get_type_hints(type_, include_extras=True)
+    record = msgspec.inspect.type_info(type_)
+    assert isinstance(record, msgspec.inspect.StructType)  # noqa: S101  # for the type checker
+    return {declared.encode_name: _field(declared, hints[declared.name]) for declared in record.fields}
 
 
 def _field(declared: msgspec.inspect.Field, hint: Any) -> Field:
     extra: dict[str, Any] = {}
     doc = ""
-    for meta in hint.__metadata__:
-        doc = meta.description or doc
-        extra.update(meta.extra or {})
+    for meta in getattr(hint, "__metadata__", ()):
+        if isinstance(meta, msgspec.Meta):
+            doc = meta.description or doc
+            extra.update(meta.extra or {})
     info = declared.type
     while isinstance(info, msgspec.inspect.Metadata):
         info = info.type
-    flag = extra["flag"]
-    default = declared.default if declared.default is not msgspec.NODEFAULT else declared.default_factory()
+    flag = extra.get("flag") if "env" in extra else ""
     return Field(
-        name=declared.name,
+        name=declared.encode_name,
         info=info,
         type=hint,
-        default=default,
+        default=_default(declared),
         doc=doc,
-        env=tuple(extra["env"]),
+        env=tuple(extra.get("env", ())),
         flag=None if flag == "" else "--" + (flag or declared.name.replace("_", "-")),
-        commands=tuple(extra["commands"]),
+        commands=tuple(extra.get("commands", ())),
     )
+
+
+def _default(declared: msgspec.inspect.Field) -> Any:
+    if declared.default is not msgspec.NODEFAULT:
+        return declared.default
+    return None if declared.default_factory is msgspec.NODEFAULT else declared.default_factory()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from dynamo_core.config.fields import Field, settings_fields
 from dynamo_core.config.file import ConfigFile, read_file
 from dynamo_core.config.origin import Origin
+from dynamo_core.config.plugin_settings import PLUGIN_PREFIX, plugin_fields, plugin_types
 from dynamo_core.config.settings import Settings
 from dynamo_core.config.values import convert, parse_text
+
+if TYPE_CHECKING:
+    from dynamo_core.plugins import Process
 
 __all__ = ["Resolved", "resolve"]
 
@@ -20,9 +24,10 @@ __all__ = ["Resolved", "resolve"]
 class Resolved(msgspec.Struct, frozen=True):
     settings: Settings
     origins: Mapping[str, Origin]
-    """Setting → origin; ``engine_args.KEY`` and ``plugins.NAME`` have entries of their own."""
+    """Setting → origin; ``engine_args.KEY``, ``plugins.NAME`` and, where plugins were asked, ``plugins.NAME.KEY`` have entries of
+    their own."""
     plugin_tables: Mapping[str, Mapping[str, Any]]
-    """``[plugins.NAME]``, unchecked: they are the plugins' to decode."""
+    """``[plugins.NAME]``, and over it what flags and environment say of the active plugins; unchecked: theirs to decode."""
     file: str | None
     """The configuration file that was read."""
     flags: Mapping[str, Any] = {}
@@ -35,18 +40,28 @@ class _Layer(NamedTuple):
     origin: Origin
 
 
-def resolve(flags: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, file: str | None = None) -> Resolved:
+def resolve(
+    flags: Mapping[str, Any],
+    *,
+    environ: Mapping[str, str] | None = None,
+    file: str | None = None,
+    process: Process | None = None,
+    plugins: Collection[str] = (),
+) -> Resolved:
     """Settings for one command.
 
     ``flags`` has setting names as keys; ``None``, ``()`` and missing mean not given. ``environ`` is ``os.environ`` by default;
     a variable that is set to nothing is not set. ``file`` is ``./dynamo.toml`` by default, if that exists. A scalar is taken
     from the strongest layer; lists and tables are joined, weakest layer first, so that a flag adds to what the file activates.
     Raises :class:`~dynamo_core.errors.ConfigError` in one sentence for whatever is unknown or ill-typed.
+
+    With a ``process`` the plugins that it would use, and ``plugins`` besides, are imported, and their own settings are taken from
+    all layers into :attr:`Resolved.plugin_tables`; their flags are keys ``plugins.NAME.KEY``.
     """
     fields = settings_fields()
     environ = os.environ if environ is None else environ
     source = read_file(file, fields)
-    unknown = [name for name in flags if name not in fields]
+    unknown = [name for name in flags if name not in fields and not name.startswith(PLUGIN_PREFIX)]
     if unknown:
         raise TypeError(f"resolve() got flags that are no settings: {', '.join(unknown)}")
     values: dict[str, Any] = {}
@@ -60,7 +75,42 @@ def resolve(flags: Mapping[str, Any], *, environ: Mapping[str, str] | None = Non
         else:
             values[name], origins[name] = layers[-1]
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
-    return Resolved(Settings(**values), origins, source.plugin_tables, source.path, given, file)
+    settings, tables = Settings(**values), source.plugin_tables
+    if process is not None:
+        types = plugin_types(settings, process, plugins)
+        tables = _plugin_tables(types, flags, environ, source, origins)
+    return Resolved(settings, origins, tables, source.path, given, file)
+
+
+def _plugin_tables(
+    types: Mapping[str, type[msgspec.Struct]],
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    source: ConfigFile,
+    origins: dict[str, Origin],
+) -> Mapping[str, Mapping[str, Any]]:
+    """The tables with what the environment and flags say laid over them."""
+    tables = dict(source.plugin_tables)
+    for plugin, key, field in plugin_fields(types):
+        path = f"{PLUGIN_PREFIX}{plugin}.{key}"
+        table = tables.get(plugin, {})
+        origins[path] = Origin("default", "default")
+        if key in table:
+            origins[path] = Origin("file", source.place(path))
+        layers = list(_stated(field, flags.get(path), environ))
+        if not layers:
+            continue
+        value: Any = layers[-1].value
+        origins[path] = layers[-1].origin
+        if field.is_list or field.is_table:
+            if key in table:
+                place = source.place(path)
+                layers.insert(0, _Layer(convert(field, table[key], place, from_text=False), Origin("file", place)))
+            joined: dict[str, Origin] = {}
+            value = _join(field, layers, joined)
+            origins[path] = joined[field.name]
+        tables[plugin] = {**table, key: msgspec.to_builtins(value)}
+    return tables
 
 
 def _layers(field: Field, flags: Mapping[str, Any], environ: Mapping[str, str], source: ConfigFile) -> Iterator[_Layer]:
@@ -68,12 +118,16 @@ def _layers(field: Field, flags: Mapping[str, Any], environ: Mapping[str, str], 
     if field.name in source.values:
         place = source.place(field.name)
         yield _Layer(convert(field, source.values[field.name], place, from_text=False), Origin("file", place))
+    yield from _stated(field, flags.get(field.name), environ)
+
+
+def _stated(field: Field, given: Any, environ: Mapping[str, str]) -> Iterator[_Layer]:
+    """What the environment and the flag say."""
     for name in field.env:
         if text := environ.get(name, "").strip():
             value = convert(field, parse_text(field, text), f"environment variable {name}", from_text=True)
             yield _Layer(value, Origin("environment", name))
             break
-    given = flags.get(field.name)
     if given is not None and given != ():
         flag = field.flag or f"flag {field.name}"
         if field.is_bool and isinstance(given, str):

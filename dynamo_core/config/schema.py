@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from dynamo_core.config.fields import settings_fields
+from dynamo_core.config.fields import Field, settings_fields, struct_fields
 from dynamo_core.config.settings import Settings
 from dynamo_core.plugins.configuration import config_keys
 
@@ -28,12 +28,11 @@ def configuration_schema(plugins: Mapping[str, type[msgspec.Struct]]) -> dict[st
         for key in config_keys(type_):
             if key.doc and key.name in properties:
                 properties[key.name].setdefault("description", key.doc)
+        for key_name, field in struct_fields(type_).items():
+            _other_names(properties[key_name], field)
     properties = settings["properties"]
     for field in settings_fields().values():
-        if field.env:
-            properties[field.name]["x-env"] = list(field.env)
-        if field.flag is not None:
-            properties[field.name]["x-flag"] = field.flag
+        _other_names(properties[field.name], field)
     names = properties["plugins"]
     properties["plugins"] = {
         "description": "Names of plugins to activate, or a table: the names as `active`, and a table a plugin.",
@@ -54,3 +53,10 @@ def configuration_schema(plugins: Mapping[str, type[msgspec.Struct]]) -> dict[st
         "additionalProperties": False,
         "$defs": components,
     }
+
+
+def _other_names(schema: dict[str, Any], field: Field) -> None:
+    if field.env:
+        schema["x-env"] = list(field.env)
+    if field.flag is not None:
+        schema["x-flag"] = field.flag

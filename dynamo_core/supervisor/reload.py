@@ -37,7 +37,7 @@ def order_settings(order: Order) -> Resolved:
 def renewed(order: Order) -> Order:
     """The order as flags, environment and file say now. Raises :class:`StartupError` for a file that cannot be right."""
     flags = {name: tuple(value) if isinstance(value, list) else value for name, value in order.flags.items()}
-    resolved = resolve(flags, file=order.config_file)
+    resolved = resolve(flags, file=order.config_file, process=order.kind)
     parse_log_spec(resolved.settings.log)
     settings = msgspec.structs.replace(order.settings, **{name: getattr(resolved.settings, name) for name in _RELOADED})
     tables = {key: dict(table) for key, table in resolved.plugin_tables.items()}
