@@ -200,11 +200,13 @@ class Router(Protocol):
     #   def first_token(self, request: RouteRequest, worker_id: int) -> None     prefill is over
     #   def output_tokens(self, request, worker_id, count: int) -> None          only if defined: after each chunk, hot
     #   def finished(self, request, worker_id, outcome: Outcome) -> None         exactly once for each Route
+    #   def dropped(self, request: RouteRequest) -> None                         on no worker, and not wanted any more
     #   def query(self, request, workers) -> Decision                            what select would answer; books nothing
     #   def overlap_scores(self, request, workers) -> dict[int, list[OverlapScore]]   by worker, one a rank
     #   def close(self) -> None                                                  sync or async; the frontend is done with it
     #   def routed_elsewhere(self, request: ForeignRequest, worker_id: int) -> None   another frontend's; first_token and finished
     #                                                                            then come for it as for one's own
+    #   def dropped(self, request: RouteRequest) -> None                         it was offered and is not wanted any more
     #   def kv_events(self, batch: KvBatch) -> None                              in order per worker
     #   def kv_lost(self, worker_id: int, dp_rank: int) -> None                  batches were lost: what is known of it is void
     #   def worker_added(self, worker: WorkerView) -> None / worker_removed(self, worker_id: int) -> None

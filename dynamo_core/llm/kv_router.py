@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 import uuid
 from collections import deque
@@ -13,32 +12,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from dynamo_core.contracts import (
-    Context,
-    Deleted,
-    Instance,
-    ModelCard,
-    Outcome,
-    Put,
-    Route,
-    RouterContext,
-    RouteRequest,
-    WorkerView,
-)
+from dynamo_core.contracts import NO_HINTS, Context, Outcome, OverlapScore, Route, RouteRequest, RoutingHints, WorkerView
 from dynamo_core.errors import ConfigError, DynamoError, InvalidRequest, NoInstances
 from dynamo_core.llm.payload import request_of
 from dynamo_core.plugins import activate
-from dynamo_core.runtime import Client
 from dynamo_core.runtime.component import Endpoint
-from dynamo_core.serving.dispatch import Dispatcher
-from dynamo_core.serving.router_guard import RouterGuard
+from dynamo_core.serving.endpoint_router import EndpointRouter
 from dynamo_core.serving.sequence import Sequence
-from dynamo_core.serving.wire import MODELS_PREFIX, ModelKey, decode_card, decode_chunk
-from dynamo_core.serving.worker_feed import WorkerFeed
+from dynamo_core.serving.wire import decode_chunk
 
 __all__ = ["BestWorker", "KvRouter", "KvRouterConfig"]
-
-_log = logging.getLogger(__name__)
 
 _PLUGIN = "kv-router"
 
@@ -56,28 +39,30 @@ class BestWorker(NamedTuple):
 class KvRouter:
     """Chooses among the instances of ``endpoint``, and calls them. Resolves plugin ``kv-router``; raises PluginError without it.
 
-    The first awaited call connects; what it holds ends with the endpoint's runtime or by :meth:`close`.
+    ``block_size`` ``None``: of the first worker's card. The first awaited call connects; what it holds ends with the endpoint's
+    runtime or by :meth:`close`. ``workers`` replaces plugin and settings by a router that was made elsewhere.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
-        block_size: int,
+        block_size: int | None = None,
         kv_router_config: Mapping[str, Any] | None = None,
         *,
         migration_limit: int = 3,
+        workers: EndpointRouter | None = None,
     ) -> None:
-        compiled = activate((_PLUGIN,), tables={_PLUGIN: dict(kv_router_config or {})}, source="KvRouter(kv_router_config)")
-        self._provider = compiled.router(_PLUGIN)
-        self._faults = compiled.faults
+        if workers is None:
+            compiled = activate((_PLUGIN,), tables={_PLUGIN: dict(kv_router_config or {})}, source="KvRouter(kv_router_config)")
+            workers = EndpointRouter(
+                endpoint,
+                compiled.router(_PLUGIN),
+                compiled.faults,
+                block_size=block_size,
+                migration_limit=migration_limit,
+            )
         self._endpoint = endpoint
-        self._block_size = block_size
-        self._migration_limit = migration_limit
-        self._starting: asyncio.Task[Dispatcher] | None = None
-        self._cards: dict[int, ModelCard] = {}
-        self._feeds: dict[int, WorkerFeed] = {}
-        self._client: Client | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._workers = workers
         self._booked: dict[str, tuple[RouteRequest, WorkerView]] = {}
 
     # --- questions -----------------------------------------------------------------------------------------------------------
@@ -87,37 +72,72 @@ class KvRouter:
         token_ids: list[int],
         router_config_override: Mapping[str, Any] | None = None,
         request_id: str | None = None,
+        update_indexer: bool = False,
+        block_mm_infos: Any = None,
+        lora_name: str | None = None,
         *,
+        cache_namespace: str | None = None,
         excluded: frozenset[int] = frozenset(),
     ) -> BestWorker:
-        """Where a request with this prompt should go. With a ``request_id`` it counts as running there until :meth:`free`.
+        """Where a request with this prompt should go. With a ``request_id`` it counts as running there until :meth:`free`,
+        without one nothing is changed.
 
         Raises ``NoInstances`` when nobody serves, ``InvalidRequest`` for a request id that is running.
         """
+        del update_indexer, block_mm_infos
         _refuse_override(router_config_override)
-        dispatcher = await self._started()
+        dispatcher = await self._workers.ready()
         if request_id is not None and request_id in self._booked:
             raise InvalidRequest(f"request {request_id!r} is running already: free it first, or choose another id")
-        request = RouteRequest(id=request_id or "", token_ids=token_ids, arrival=time.monotonic(), excluded=excluded)
+        request = RouteRequest(
+            id=request_id or "",
+            token_ids=token_ids,
+            arrival=time.monotonic(),
+            excluded=excluded,
+            lora=lora_name,
+            cache_salt=cache_namespace,
+        )
+        if request_id is None:
+            route = dispatcher.query(request)
+            return BestWorker(route.worker_id, route.dp_rank or 0, route.overlap_blocks)
         workers = {worker: view for worker, view in dispatcher.workers.items() if worker not in excluded}
         decision = (dispatcher.router.select([request], workers) or [None])[0] if workers else None
         if not isinstance(decision, Route) or decision.worker_id not in workers:
             raise NoInstances(f"no worker of {self._endpoint.path} can take the request")
         view = workers[decision.worker_id]
-        if request_id is None:
-            dispatcher.router.tell("finished", request, view.id, "cancelled")
-        else:
-            self._booked[request_id] = (request, view)
-            view.inflight += 1
-            view.inflight_tokens += len(token_ids)
-        return BestWorker(view.id, 0, decision.overlap_blocks)
+        self._booked[request_id] = (request, view)
+        view.inflight += 1
+        view.inflight_tokens += len(token_ids)
+        return BestWorker(view.id, decision.dp_rank or 0, decision.overlap_blocks)
+
+    async def get_overlap_scores(
+        self,
+        token_ids: list[int],
+        router_config_override: Mapping[str, Any] | None = None,
+        block_mm_infos: Any = None,
+        lora_name: str | None = None,
+        include_shared: bool = True,
+        cache_namespace: str | None = None,
+    ) -> dict[str, Any]:
+        """What each rank of each worker has of the prompt, by tier; there is no cache that workers share."""
+        del router_config_override, block_mm_infos, include_shared
+        dispatcher = await self._workers.ready()
+        request = RouteRequest(id="", token_ids=token_ids, lora=lora_name, cache_salt=cache_namespace)
+        scores = dispatcher.router.overlap_scores(request, dispatcher.workers)
+        block_size = self._workers.block_size or 0
+        return {
+            "block_size": block_size,
+            "num_blocks": len(token_ids) // block_size if block_size else 0,
+            "shared_cache": {"enabled": False, "ranges": []},
+            "workers": [_score_row(worker, score) for worker, ranks in scores.items() for score in ranks],
+        }
 
     async def mark_prefill_complete(self, request_id: str) -> None:
         """Of a request that :meth:`best_worker` placed: it gives tokens. An unknown one is ignored."""
         booked = self._booked.get(request_id)
         if booked is not None:
             request, view = booked
-            (await self._started()).router.tell("first_token", request, view.id)
+            (await self._workers.ready()).router.tell("first_token", request, view.id)
 
     async def free(self, request_id: str) -> None:
         """Of a request that :meth:`best_worker` placed: it is over. An unknown one is ignored."""
@@ -126,17 +146,19 @@ class KvRouter:
             request, view = booked
             view.inflight -= 1
             view.inflight_tokens -= len(request.token_ids)
+            dispatcher = await self._workers.ready()
             outcome: Outcome = "completed"
-            (await self._started()).router.tell("finished", request, view.id, outcome)
+            dispatcher.router.tell("finished", request, view.id, outcome)
+            dispatcher.changed()
 
     async def get_potential_loads(self, token_ids: list[int]) -> list[dict[str, int]]:
         """What each worker would carry with this prompt, whatever it has cached."""
-        workers = (await self._started()).workers
+        workers = (await self._workers.ready()).workers
         return [
             {
                 "worker_id": view.id,
                 "dp_rank": 0,
-                "potential_prefill_tokens": view.inflight_tokens + len(token_ids),
+                "potential_prefill_tokens": view.inflight_tokens + view.inflight_tokens_elsewhere + len(token_ids),
                 "potential_decode_blocks": view.load.kv_used_blocks if view.load is not None else 0,
             }
             for view in workers.values()
@@ -156,15 +178,18 @@ class KvRouter:
         dp_rank: int | None = None,
         extra_args: Mapping[str, Any] | None = None,
         *,
+        lora_name: str | None = None,
+        cache_namespace: str | None = None,
+        session_id: str | None = None,
         context: Context | None = None,
     ) -> AsyncIterator[dict[str, Any]]:
         """Chunks ``{"token_ids": [...]}``, the last with a ``finish_reason``. A worker that dies is replaced by another.
 
         ``worker_id`` pins the request. Iterating raises what the last worker failed with; closing the iterator cancels.
         """
-        del model, dp_rank
+        del model
         _refuse_override(router_config_override)
-        dispatcher = await self._started()
+        dispatcher = await self._workers.ready()
         try:
             request = request_of(uuid.uuid4().hex, token_ids, stop_conditions, sampling_options, output_options, extra_args)
         except msgspec.ValidationError as error:
@@ -175,6 +200,10 @@ class KvRouter:
             max_tokens=request.stop.max_tokens,
             arrival=time.monotonic(),
             pinned=worker_id,
+            lora=lora_name,
+            cache_salt=cache_namespace,
+            session=session_id,
+            hints=NO_HINTS if dp_rank is None else RoutingHints(dp_rank=dp_rank),
         )
         receiver = _Chunks()
         receiver.sequence = dispatcher.submit(route, request, context or Context(), receiver)
@@ -183,77 +212,20 @@ class KvRouter:
     # --- life ----------------------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        if self._starting is None:
-            return
-        starting, self._starting = self._starting, None
-        dispatcher = (await asyncio.gather(starting, return_exceptions=True))[0]
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
-        for feed in self._feeds.values():
-            feed.close()
-        if isinstance(dispatcher, Dispatcher):
-            dispatcher.close()
-        if self._client is not None:
-            await self._client.close()
+        await self._workers.close()
 
-    async def _started(self) -> Dispatcher:
-        if self._starting is None:
-            self._starting = asyncio.create_task(self._start())
-        return await asyncio.shield(self._starting)
 
-    async def _start(self) -> Dispatcher:
-        endpoint = self._endpoint
-        spec = self._provider.spec
-        self._client = client = await endpoint.client()
-        context = RouterContext(model=endpoint.path, block_size=self._block_size, clock=time.monotonic)
-        guard = RouterGuard(spec.factory(self._provider.config, context), endpoint.path, self._provider.plugin, self._faults)
-        dispatcher = Dispatcher(endpoint.path, guard, migration_limit=self._migration_limit)
-        synced = asyncio.Event()
-        self._watcher = asyncio.create_task(self._watch(dispatcher, client, synced), name=f"cards of {endpoint.path}")
-        endpoint.runtime.on_shutdown(self.close)
-        await synced.wait()
-        client.on_change(
-            lambda instance: self._add(dispatcher, client, instance), lambda worker_id: self._remove(dispatcher, worker_id)
-        )
-        return dispatcher
-
-    async def _watch(self, dispatcher: Dispatcher, client: Client, synced: asyncio.Event) -> None:
-        """A worker's card may come before or after its instance."""
-        endpoint = self._endpoint
-        prefix = f"{MODELS_PREFIX}{endpoint.namespace}/{endpoint.component}/{endpoint.name}/"
-        async for event in endpoint.runtime.discovery.watch(prefix):
-            if not isinstance(event, (Put, Deleted)):
-                synced.set()
-                continue
-            key = ModelKey.parse(event.key)
-            card = decode_card(event.value) if isinstance(event, Put) else None
-            if key is None:
-                continue
-            if card is None:
-                self._cards.pop(key.instance_id, None)
-            elif self._cards.get(key.instance_id) != card:
-                self._cards[key.instance_id] = card
-                self._renew(dispatcher, client, key.instance_id)
-
-    def _renew(self, dispatcher: Dispatcher, client: Client, worker_id: int) -> None:
-        instance = next((one for one in client.instances() if one.instance_id == worker_id), None)
-        if instance is not None and worker_id in dispatcher.workers:
-            self._remove(dispatcher, worker_id)
-            self._add(dispatcher, client, instance)
-
-    def _add(self, dispatcher: Dispatcher, client: Client, instance: Instance) -> None:
-        worker_id = instance.instance_id
-        card = self._cards.get(worker_id) or ModelCard(name="", path="", block_size=self._block_size)
-        view = WorkerView(worker_id, card)
-        dispatcher.add_worker(view, client)
-        self._feeds[worker_id] = WorkerFeed(self._endpoint.runtime.event_plane, instance.events, view, dispatcher, client)
-
-    def _remove(self, dispatcher: Dispatcher, worker_id: int) -> None:
-        feed = self._feeds.pop(worker_id, None)
-        if feed is not None:
-            feed.close()
-        dispatcher.remove_worker(worker_id)
+def _score_row(worker_id: int, score: OverlapScore) -> dict[str, int]:
+    return {
+        "worker_id": worker_id,
+        "dp_rank": score.dp_rank,
+        "device_blocks": score.device,
+        "host_pinned_blocks": score.host,
+        "disk_blocks": score.disk,
+        "host_pinned_extension_blocks": score.host,
+        "disk_extension_blocks": score.disk,
+        "shared_beyond_device_blocks": 0,
+    }
 
 
 class _Chunks:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dynamo_core.contracts import OverlapScore, Route, Router, RouteRequest, WorkerView
+from dynamo_core.contracts import BusyThresholds, OverlapScore, Route, Router, RouteRequest, WorkerView
 from dynamo_core.plugins import Faults
 
 __all__ = ["RouterGuard"]
@@ -15,13 +15,17 @@ _OPTIONAL = (
     "first_token",
     "output_tokens",
     "finished",
+    "dropped",
     "kv_events",
     "kv_lost",
     "worker_added",
     "worker_removed",
     "routed_elsewhere",
     "query",
+    "dropped",
     "overlap_scores",
+    "busy_thresholds",
+    "set_busy_thresholds",
 )
 
 
@@ -66,6 +70,12 @@ class RouterGuard:
         call = self._optional["overlap_scores"]
         found = None if call is None else self._asked("overlap_scores", call, request, workers)
         return found if isinstance(found, Mapping) else {}
+
+    def busy_thresholds(self) -> BusyThresholds | None:
+        """``None`` for a router that has none, or none that can be changed."""
+        call = self._optional["busy_thresholds"]
+        found = None if call is None or not self.has("set_busy_thresholds") else self._asked("busy_thresholds", call)
+        return found if isinstance(found, BusyThresholds) else None
 
     async def close(self) -> None:
         """The router's own ``close``, if it has one."""

@@ -276,3 +276,5 @@ class Sequence:
         leg, self.leg = self.leg, None
         if leg is not None:
             self.dispatcher.release(leg, outcome)
+        else:
+            self.dispatcher.router.tell("dropped", self.route)

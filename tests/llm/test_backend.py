@@ -304,7 +304,7 @@ async def test_kv_router_finds_the_worker_that_has_the_prefix(stage: Stage) -> N
     router = KvRouter((await stage.cluster.runtime()).endpoint(PATH), 16, KvRouterConfig(router_temperature=0.0))
     await until(lambda: all(view.card.kv_events for view in stage.manager.get("m").workers.values()))
     await router.get_potential_loads([])
-    await until(lambda: len(router._feeds) == 2 and all(card.kv_events for card in router._cards.values()))
+    await until(lambda: len(router._workers.feeds) == 2 and all(card.kv_events for card in router._workers.cards.values()))
     publishers[1].publish_stored(prompt, [16, 16, 16], [1, 2, 3])
     async with asyncio.timeout(20):
         while (await router.best_worker(prompt)) != (endpoints[1].connection_id(), 0, 3):  # noqa: ASYNC110  # events take time
