@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -12,9 +13,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
-__all__ = ["ServerMissing", "ServerName", "find_server", "required_server"]
+__all__ = ["ServerMissing", "ServerName", "find_server", "required_module", "required_server"]
 
 ServerName: TypeAlias = Literal["etcd", "nats-server"]
 
@@ -44,14 +45,28 @@ def find_server(name: ServerName) -> str:
 
 def required_server(name: ServerName) -> str:
     """For fixtures: skips the test where the program is missing, and fails it there under ``CI=true``."""
-    import pytest
-
     try:
         return find_server(name)
     except ServerMissing as error:
-        if os.environ.get("CI", "").lower() == "true":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+        _missing(str(error))
+
+
+def required_module(name: str) -> Any:
+    """The same for a module. At the top of a file of tests it skips the file, or fails the run."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        _missing(f"{name} is not installed: make install")
+
+
+def _missing(what: str) -> NoReturn:
+    import pytest
+
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(what)
+    pytest.skip(what, allow_module_level=True)
 
 
 def _unpack(package: str, target: Path) -> None:

@@ -16,7 +16,7 @@ from dynamo_core.runtime.planes.inproc import InprocHub, InprocPlane
 from dynamo_core.runtime.planes.multiplex import MultiplexPlane
 from dynamo_core.runtime.planes.tcp import TcpConfig, TcpPlane
 from dynamo_core.specs import PlaneContext
-from dynamo_core.testing.provision import required_server
+from dynamo_core.testing.provision import required_module, required_server
 from dynamo_core.testing.servers import EtcdServer, NatsServer
 
 
@@ -122,8 +122,8 @@ async def pair(request: pytest.FixtureRequest, folder: str) -> AsyncIterator[Pai
         hub = InprocHub()
         server, client = InprocPlane(context(7), hub), InprocPlane(context(8), hub)
     elif request.param == "nats":
-        requests = pytest.importorskip("dynamo_nats.requests")
-        options = pytest.importorskip("dynamo_nats").NatsConfig(servers=(request.getfixturevalue("nats"),))
+        requests = required_module("dynamo_nats.requests")
+        options = required_module("dynamo_nats").NatsConfig(servers=(request.getfixturevalue("nats"),))
         server, client = requests.NatsRequests(options, context(7)), requests.NatsRequests(options, context(8))
     else:
         config = TcpConfig(host="127.0.0.1") if request.param == "tcp" else TcpConfig()

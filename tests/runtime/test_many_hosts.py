@@ -17,11 +17,11 @@ from dynamo_core.contracts import Context
 from dynamo_core.errors import DynamoError, NoInstances, StartupError
 from dynamo_core.plugins import Compiled, activate
 from dynamo_core.runtime import DistributedRuntime
-from dynamo_core.testing.provision import required_server
+from dynamo_core.testing.provision import required_module, required_server
 from dynamo_core.testing.servers import EtcdServer, free_port
 
-pytest.importorskip("dynamo_etcd")
-pytest.importorskip("dynamo_nats")
+required_module("dynamo_etcd")
+required_module("dynamo_nats")
 
 WORKER = """
 import asyncio, os, sys

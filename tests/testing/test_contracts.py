@@ -10,6 +10,7 @@ from dynamo_core.builtins.echo import EchoEngine
 from dynamo_core.builtins.round_robin import RoundRobin
 from dynamo_core.plugins import activate
 from dynamo_core.testing import EngineContract, RouterContract, ScriptedEngine, engine_context
+from dynamo_core.testing.provision import required_module
 
 
 class TestEcho(EngineContract):
@@ -22,7 +23,7 @@ class TestEcho(EngineContract):
 
 class TestMocker(EngineContract):
     def make_engine(self) -> Any:
-        pytest.importorskip("dynamo_mocker")
+        required_module("dynamo_mocker")
         provider = activate(("mocker",)).engine("mocker")
         return provider.spec.factory(provider.config, engine_context(args={"speedup_ratio": 10}))
 
@@ -39,7 +40,7 @@ class TestRoundRobin(RouterContract):
 
 class TestKvRouter(RouterContract):
     def make_router(self, context: Any) -> Any:
-        pytest.importorskip("dynamo_kv_router")
+        required_module("dynamo_kv_router")
         provider = activate(("kv-router",)).router("kv-router")
         return provider.spec.factory(provider.config, context)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamo_core.testing.provision import ServerMissing, find_server, required_server
+from dynamo_core.testing.provision import ServerMissing, find_server, required_module, required_server
 
 
 @pytest.fixture
@@ -32,6 +32,16 @@ def test_a_missing_server_skips_the_test_and_fails_it_in_ci(bare: Path, monkeypa
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="etcd is not here"):
         required_server("etcd")
+
+
+def test_a_missing_module_skips_the_test_and_fails_it_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert required_module("json.decoder").JSONDecoder
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match=r"dynamo_nothing\.store is not installed"):
+        required_module("dynamo_nothing.store")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="dynamo_nothing is not installed"):
+        required_module("dynamo_nothing")
 
 
 def test_a_server_beside_this_python_is_found(bare: Path) -> None:

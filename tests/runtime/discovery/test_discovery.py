@@ -21,6 +21,7 @@ from dynamo_core.runtime.discovery.file import FileConfig, FileDiscovery, dynamo
 from dynamo_core.runtime.discovery.folder import LAPSE_SECONDS, Folder
 from dynamo_core.runtime.discovery.mem import MemDiscovery
 from dynamo_core.runtime.discovery.table import Table
+from dynamo_core.testing.provision import required_module
 
 
 @pytest.fixture(params=["mem", "file", "etcd"])
@@ -34,9 +35,9 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             return MemDiscovery(table)
         if request.param == "file":
             return FileDiscovery(str(tmp_path / "kv"))
-        options = pytest.importorskip("dynamo_etcd.options")
+        options = required_module("dynamo_etcd.options")
         config = options.EtcdConfig(endpoints=(request.getfixturevalue("etcd"),), prefix=f"{tmp_path.name}/", lease_ttl_secs=2)
-        return pytest.importorskip("dynamo_etcd.store").EtcdDiscovery(options.from_environment(config))
+        return required_module("dynamo_etcd.store").EtcdDiscovery(options.from_environment(config))
 
     async def make() -> Discovery:
         made.append(new())

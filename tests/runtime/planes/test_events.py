@@ -15,6 +15,7 @@ from dynamo_core.errors import StartupError
 from dynamo_core.runtime.planes.inproc import InprocEvents, InprocHub
 from dynamo_core.runtime.planes.zmq import ZmqConfig, ZmqEvents, dynamo_event_planes
 from dynamo_core.specs import PlaneContext
+from dynamo_core.testing.provision import required_module
 
 
 class Inbox:
@@ -46,8 +47,8 @@ async def planes(request: pytest.FixtureRequest, folder: str) -> AsyncIterator[A
         if request.param == "inproc":
             return InprocEvents(context, hub)
         if request.param == "nats":
-            events = pytest.importorskip("dynamo_nats.events")
-            options = pytest.importorskip("dynamo_nats").NatsConfig(servers=(request.getfixturevalue("nats"),))
+            events = required_module("dynamo_nats.events")
+            options = required_module("dynamo_nats").NatsConfig(servers=(request.getfixturevalue("nats"),))
             return events.NatsEvents(options, context)
         return ZmqEvents(ZmqConfig(host="127.0.0.1") if request.param == "tcp" else ZmqConfig(), context)
 
