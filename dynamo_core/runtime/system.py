@@ -2,13 +2,15 @@
 
 ``/live`` answers 200 as long as the process does, ``/ready`` 200 while every endpoint that it serves can be found and 503 before,
 between and after. ``/health`` is ``/ready`` in Dynamo's body, ``/metrics`` Prometheus' text, ``/engine/NAME`` a function that
-the process registered. There is neither authentication nor TLS: it listens on the loopback unless told otherwise.
+the process registered. There is neither authentication nor TLS: it listens on the loopback unless told otherwise, and answers
+``/engine`` to this host alone, wherever it listens.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -39,6 +41,8 @@ class _Request(NamedTuple):
     method: str
     path: str
     body: bytes
+    local: bool
+    """It comes from this host."""
 
 
 class _Answer(NamedTuple):
@@ -92,7 +96,7 @@ class SystemServer:
             task.add_done_callback(self._tasks.discard)
         with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError, asyncio.IncompleteReadError):
             async with asyncio.timeout(_REQUEST_SECONDS):
-                request = await _read(reader)
+                request = await _read(reader, local=_is_local(writer))
             try:
                 answer = await self._answer(request) if isinstance(request, _Request) else request
             except Exception:  # noqa: BLE001  # a route's bug is that request's failure
@@ -109,6 +113,8 @@ class SystemServer:
     async def _answer(self, request: _Request) -> _Answer:
         path = request.path.partition("?")[0]
         if path.startswith("/engine/"):
+            if not request.local:
+                return _json(HTTPStatus.FORBIDDEN, {"error": "/engine answers this host alone: ask 127.0.0.1 there"})
             return await self._control(path.removeprefix("/engine/"), request.body)
         if path not in {"/live", "/ready", "/health", "/metrics"}:
             return _json(HTTPStatus.NOT_FOUND, {"error": f"there is no {path}: ask /live, /ready, /health or /metrics"})
@@ -142,6 +148,7 @@ class SystemServer:
         uptime = time.monotonic() - self._began
         body = {
             "status": "ready" if ready else "notready",
+            "instance_id": self._runtime.instance_id,
             "uptime": {"secs": int(uptime), "nanos": int(uptime % 1 * 1e9)},
             "endpoints": {one.endpoint.path: one.state for one in served},
             "stores": self._runtime.stores(),
@@ -163,7 +170,13 @@ class SystemServer:
             return _json(HTTPStatus(error.status), {"error": error.message})
 
 
-async def _read(reader: asyncio.StreamReader) -> _Request | _Answer:
+def _is_local(writer: asyncio.StreamWriter) -> bool:
+    address = ipaddress.ip_address(writer.get_extra_info("peername")[0].partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+async def _read(reader: asyncio.StreamReader, *, local: bool) -> _Request | _Answer:
     """The request, or the answer to one that is none."""
     try:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -175,7 +188,7 @@ async def _read(reader: asyncio.StreamReader) -> _Request | _Answer:
         length = int(headers.get("content-length") or 0)
         if "transfer-encoding" in headers or not 0 <= length <= _BODY_BYTES:
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"send at most {_BODY_BYTES} bytes, with their Content-Length")
-        return _Request(method, path, await reader.readexactly(length))
+        return _Request(method, path, await reader.readexactly(length), local)
     except _Refused as error:
         return _json(error.status, {"error": str(error)})
     except (ValueError, asyncio.LimitOverrunError):

@@ -41,7 +41,6 @@ class Network(Protocol):
 
     far: list[str]
     """What stands before a command to run it on the far host."""
-    far_host: str
 
     def far_environ(self, etcd_port: int) -> dict[str, str]: ...
 
@@ -60,7 +59,7 @@ class Namespaces:
     def __init__(self) -> None:
         self._far = subprocess.Popen(["unshare", "-n", "sleep", "600"])
         pid = str(self._far.pid)
-        self.far, self.far_host = ["nsenter", "-t", pid, "-n"], FAR
+        self.far = ["nsenter", "-t", pid, "-n"]
         own = Path("/proc/self/ns/net").readlink()
         while Path(f"/proc/{pid}/ns/net").readlink() == own:
             time.sleep(0.01)
@@ -109,7 +108,6 @@ class Proxies:
 
     def __init__(self) -> None:
         self.far: list[str] = []
-        self.far_host = "127.0.0.1"
         self._rpc, self._events, self._etcd = CutProxy(free_port()), CutProxy(free_port()), CutProxy()
 
     def far_environ(self, etcd_port: int) -> dict[str, str]:
@@ -194,6 +192,14 @@ class Scenario:
         _, body = await get("127.0.0.1", self.http_port, "/health")
         return {instance["instance_id"] for model in body["models"].values() for instance in model["instances"]}
 
+    async def far_status(self) -> dict[str, Any]:
+        """Asked on its own host."""
+        url = f"http://127.0.0.1:{self.far_port}/engine/status"
+        code = f"import urllib.request as u; print(u.urlopen({url!r}, timeout=5).read().decode())"
+        child = await asyncio.create_subprocess_exec(*self.network.far, sys.executable, "-c", code, stdout=subprocess.PIPE)
+        status: dict[str, Any] = json.loads((await child.communicate())[0])
+        return status
+
     async def far_is_there(self) -> bool:
         return self.far_id in await self.workers()
 
@@ -235,7 +241,7 @@ class Scenario:
 
         running = [asyncio.create_task(self.stream(number, one_flows)) for number in range(STREAMS)]
         await asyncio.wait_for(flowing.wait(), 20)
-        assert (await get(self.network.far_host, self.far_port, "/engine/status"))[1]["running"] > 0
+        assert (await self.far_status())["running"] > 0
         began = time.monotonic()
         await self.network.cut(to=to, back=back)
         gone = await until(self.absent, NOTICED_SECS, "the far worker is taken out")
@@ -248,8 +254,7 @@ class Scenario:
         await self.short()
         await self.network.heal()
         back_after = await until(self.far_is_there, BACK_SECS, "the far worker is back")
-        status, body = await get(self.network.far_host, self.far_port, "/engine/status")
-        assert (status, body["worker_id"]) == (200, self.far_id), "the far worker is another process"
+        assert (await self.far_status())["worker_id"] == self.far_id, "the far worker is another process"
         await self.pinned()
         return {"noticed": round(gone, 2), "streams done": round(finished, 2), "back": round(back_after, 2)}
 
@@ -297,7 +302,7 @@ async def main(options: argparse.Namespace) -> dict[str, Any]:
             "DYN_TCP_RPC_HOST": near_host,
             "DYN_ZMQ_EVENT_HOST": near_host,
         }
-        far = {**network.far_environ(etcd.port), "DYN_SYSTEM_PORT": str(far_port), "DYN_SYSTEM_HOST": network.far_host}
+        far = {**network.far_environ(etcd.port), "DYN_SYSTEM_PORT": str(far_port)}
         await stack.enter_async_context(process(folder, "frontend", frontend, near))
         await stack.enter_async_context(process(folder, "near", worker, near))
         await stack.enter_async_context(process(folder, "far", [*network.far, *worker], far))
@@ -308,7 +313,7 @@ async def main(options: argparse.Namespace) -> dict[str, Any]:
             return len(await scenario.workers()) == 2
 
         await until(both, 60, "both workers are there")
-        scenario.far_id = (await get(network.far_host, far_port, "/engine/status"))[1]["worker_id"]
+        scenario.far_id = (await scenario.far_status())["worker_id"]
         assert await scenario.far_is_there()
         expected = await scenario.streams()
         assert all(tokens == TOKENS for _, tokens in expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -30,9 +31,9 @@ async def make(tmp_path: Path) -> AsyncIterator[Callable[..., DistributedRuntime
         await one.shutdown()
 
 
-async def send(runtime: DistributedRuntime, raw: bytes) -> tuple[int, bytes]:
+async def send(runtime: DistributedRuntime, raw: bytes, host: str = "127.0.0.1") -> tuple[int, bytes]:
     assert runtime.system is not None
-    reader, writer = await asyncio.open_connection("127.0.0.1", runtime.system.port)
+    reader, writer = await asyncio.open_connection(host, runtime.system.port)
     writer.write(raw)
     answer = await asyncio.wait_for(reader.read(), 20)
     writer.close()
@@ -40,8 +41,11 @@ async def send(runtime: DistributedRuntime, raw: bytes) -> tuple[int, bytes]:
     return int(head.split()[1]), body
 
 
-async def ask(runtime: DistributedRuntime, path: str, *, method: str = "GET", body: bytes = b"") -> tuple[int, Any]:
-    status, answer = await send(runtime, f"{method} {path} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+async def ask(
+    runtime: DistributedRuntime, path: str, *, method: str = "GET", body: bytes = b"", host: str = "127.0.0.1"
+) -> tuple[int, Any]:
+    raw = f"{method} {path} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    status, answer = await send(runtime, raw, host)
     return status, json.loads(answer) if answer.startswith(b"{") else answer.decode()
 
 
@@ -147,6 +151,28 @@ async def test_registered_routes_answer_and_their_errors_keep_their_status(make:
     assert (await ask(runtime, "/engine/flush", method="POST", body=b"[1]"))[0] == 400
     status, answer = await ask(runtime, "/engine/other")
     assert (status, "flush" in answer["error"]) == (404, True)
+
+
+async def test_other_hosts_learn_and_command_nothing(tmp_path: Path) -> None:
+    """This host under its own address stands for another."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this host has the loopback only")
+        own = probe.getsockname()[0]
+    if own.startswith("127."):
+        pytest.skip("this host has the loopback only")
+
+    async def flush(body: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    async with DistributedRuntime(file_kv=str(tmp_path / "kv"), event_plane="inproc", system=("0.0.0.0", 0)) as runtime:
+        runtime.register_engine_route("flush", flush)
+        assert (await ask(runtime, "/engine/flush"))[0] == 200
+        status, answer = await ask(runtime, "/engine/flush", host=own)
+        assert (status, "this host alone" in answer["error"]) == (403, True)
+        assert (await ask(runtime, "/live", host=own))[0] == 200
 
 
 @pytest.mark.parametrize(
