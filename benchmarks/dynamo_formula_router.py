@@ -36,6 +36,9 @@ class DynamoFormulaRouter:
     def worker_added(self, worker: WorkerView) -> None:
         self._workers[worker.id] = _Worker()
 
+    def worker_removed(self, worker_id: int) -> None:
+        """What it still runs is let go of in :meth:`finished`."""
+
     def select(self, requests: Sequence[RouteRequest], workers: Mapping[int, WorkerView]) -> Sequence[Decision]:
         return [self._place(request, workers) for request in requests]
 
