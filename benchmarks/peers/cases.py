@@ -1,0 +1,252 @@
+"""What is measured: a table of cases, each a load on an engine, with the figures that it yields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from benchmarks.peers.held import HeldStreams
+from benchmarks.peers.load import ClosedLoop, Source, percentile
+from benchmarks.peers.processes import cpu_seconds, resident_mib
+from benchmarks.peers.prompts import Conversations, FreshPrompts, RepeatedPrompts
+from benchmarks.peers.servers import Engine, Running
+
+__all__ = ["CASES", "ENGINES", "Case", "Closed", "Column", "Held", "Starting", "Values"]
+
+Values = dict[str, float]
+
+_STEP_MS = 6.1
+"""The simulated decode step with a cache that is all but empty."""
+
+
+def _paced(milliseconds: float) -> Engine:
+    """Prefill takes nothing, so that arrivals do not stall the others; the cache is too large to slow decoding."""
+    return Engine(speedup=1000.0, decode_speedup=_STEP_MS / milliseconds / 1000.0, max_num_seqs=8192, blocks=1 << 19)
+
+
+ENGINES: Mapping[str, Engine] = {"instant": Engine(), "paced": _paced(1000 / 30), "slow": _paced(10_000)}
+
+
+class Column(msgspec.Struct, frozen=True):
+    key: str
+    heading: str
+    digits: int = 1
+    higher_is_better: bool = False
+    headline: bool = False
+    """In the table of ratios, too; the first column of a case always is."""
+
+
+class Closed(msgspec.Struct, frozen=True, kw_only=True):
+    """Connections that ask again at once; costs are a unit's: a token's of streams, a request's of others."""
+
+    connections: int
+    source: Callable[[], Source]
+    unit: int = 1
+    """Tokens an answer, where costs are a token's."""
+
+    def measure(self, server: Running, seconds: float) -> Values:
+        source = self.source()
+        before = {role: cpu_seconds(pids) for role, pids in server.roles.items()}
+        made = ClosedLoop(server.port, source, self.connections).run(seconds)
+        units = max(1, made.completed) * self.unit
+        values = {
+            "completed": made.completed, "failed": made.failed, "seconds": made.seconds,
+            "per_s": made.completed * self.unit / made.seconds,
+            "first_p50_ms": percentile(made.first, 0.5) * 1e3, "first_p99_ms": percentile(made.first, 0.99) * 1e3,
+            "whole_p50_ms": percentile(made.whole, 0.5) * 1e3, "whole_p99_ms": percentile(made.whole, 0.99) * 1e3,
+            "tokens_a_read": made.completed * self.unit / made.reads if made.reads else 0.0,
+            "cpu_us.load": made.cpu_seconds / units * 1e6,
+        }  # fmt: skip
+        for role, pids in server.roles.items():
+            values[f"cpu_us.{role}"] = (cpu_seconds(pids) - before[role]) / units * 1e6
+        return values
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """Streams that are all open at the same time and stay so: one that ends is followed by the next."""
+
+    streams: int
+    tokens: tuple[int, int]
+    """An answer's, at least and at most."""
+    settle: float
+    """Seconds after the last was opened."""
+    least: float = 0.0
+    """Seconds to watch at least."""
+
+    def measure(self, server: Running, seconds: float) -> Values:
+        seconds = max(seconds, self.least)
+        taken: list[dict[str, float]] = []
+        memory = {role: resident_mib(pids) for role, pids in server.roles.items()}
+        source = RepeatedPrompts(20, self.tokens, stream=True)
+
+        def probe() -> None:
+            taken.append({role: cpu_seconds(pids) for role, pids in server.roles.items()})
+            taken.append({role: resident_mib(pids) for role, pids in server.roles.items()})
+
+        made = HeldStreams(server.port, source, self.streams).run(self.settle, seconds, probe)
+        gaps, jitter = made.gaps.percentiles_ms(0.5, 0.99, 0.999), made.gaps.jitter_ms(0.5, 0.99, 0.999)
+        values = {
+            "completed": made.open, "failed": made.failed, "seconds": made.seconds, "per_s": made.events / made.seconds,
+            "gap_p50_ms": gaps[0], "gap_p99_ms": gaps[1], "gap_p999_ms": gaps[2],
+            "jitter_p50_ms": jitter[0], "jitter_p99_ms": jitter[1], "jitter_p999_ms": jitter[2],
+            "cpu_us.load": made.cpu_seconds / max(1, made.events) * 1e6,
+        }  # fmt: skip
+        for role in server.roles:
+            spent = taken[2][role] - taken[0][role]
+            values[f"cpu_us.{role}"] = spent / max(1, made.events) * 1e6
+            values[f"core_percent.{role}"] = spent / made.seconds * 100
+            values[f"kib_a_stream.{role}"] = (taken[3][role] - memory[role]) / self.streams * 1024
+        return values
+
+
+class Starting(msgspec.Struct, frozen=True, kw_only=True):
+    """The start itself, each round anew: time to the first answer, resident memory then and after some load."""
+
+    small_model: bool
+
+    def measure(self, server: Running, seconds: float) -> Values:
+        values = {"completed": 1.0, "failed": 0.0, "start_s": server.start_seconds}
+        values |= {f"rss_mib.{role}": resident_mib(pids) for role, pids in server.roles.items()}
+        for words, connections in ((500, 256), (4000, 8)):
+            made = ClosedLoop(server.port, FreshPrompts(words, (32, 32), stream=True), connections).run(seconds)
+            values["failed"] += made.failed
+        values |= {f"rss_loaded_mib.{role}": resident_mib(pids) for role, pids in server.roles.items()}
+        return values
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    title: str
+    load: Closed | Held | Starting
+    columns: tuple[Column, ...]
+    """The first is the one that ratios and plots are about."""
+    engine: str = "instant"
+    leave_out: tuple[str, ...] = ()
+    quick: bool = False
+    """Part of ``--quick``."""
+
+
+_TOKEN = (
+    Column("cpu_us.frontend", "frontend, µs CPU a token"),
+    Column("cpu_us.worker", "workers, µs CPU a token", headline=True),
+    Column("per_s", "tokens/s", 0, higher_is_better=True, headline=True),
+    Column("tokens_a_read", "tokens a read"),
+    Column("first_p50_ms", "first text p50, ms"),
+    Column("first_p99_ms", "first text p99, ms"),
+)
+_REQUEST = (
+    Column("cpu_us.frontend", "frontend, µs CPU a request", 0),
+    Column("cpu_us.worker", "workers, µs CPU a request", 0),
+    Column("per_s", "requests/s", 0, higher_is_better=True),
+    Column("whole_p50_ms", "answer p50, ms"),
+    Column("whole_p99_ms", "answer p99, ms"),
+)
+_FIRST = (
+    Column("first_p50_ms", "first text p50, ms", 2),
+    Column("first_p99_ms", "first text p99, ms", 2),
+    Column("cpu_us.frontend", "frontend, µs CPU a request", 0),
+)
+_PACED = (
+    Column("cpu_us.frontend", "frontend, µs CPU a token"),
+    Column("cpu_us.worker", "workers, µs CPU a token", headline=True),
+    Column("core_percent.frontend", "% of a core"),
+    Column("per_s", "tokens/s", 0, higher_is_better=True),
+    Column("gap_p50_ms", "gap p50, ms"),
+    Column("jitter_p50_ms", "jitter p50, ms"),
+    Column("jitter_p99_ms", "jitter p99, ms", headline=True),
+    Column("jitter_p999_ms", "jitter p99.9, ms"),
+)
+_IDLE = (
+    Column("kib_a_stream.frontend", "frontend, KiB a stream"),
+    Column("core_percent.frontend", "% of a core"),
+    Column("kib_a_stream.worker", "workers, KiB a stream"),
+)
+_START = (
+    Column("start_s", "start to first answer, s", 2),
+    Column("rss_mib.frontend", "frontend resident, MiB", 0, headline=True),
+    Column("rss_loaded_mib.frontend", "after load, MiB", 0, headline=True),
+    Column("rss_loaded_mib.worker", "workers after load, MiB", 0),
+)
+
+
+def _stream(connections: int) -> Case:
+    return Case(
+        name=f"stream-{connections}",
+        title=f"Streamed tokens, {connections:,} connection{'s' * (connections > 1)}, 20 words, 128 tokens",
+        load=Closed(connections=connections, source=lambda: RepeatedPrompts(20, (128, 128), stream=True), unit=128),
+        columns=_TOKEN,
+        leave_out=("dynamo-fastokens",),
+        quick=connections in (32, 256),
+    )
+
+
+def _unary(words: int, kind: type[FreshPrompts | RepeatedPrompts]) -> Case:
+    name = "fresh" if kind is FreshPrompts else "repeated"
+    return Case(
+        name=f"unary-{words}-{name}",
+        title=f"Requests of {words:,} words, {name} prompts, 1 token, 16 connections",
+        load=Closed(connections=16, source=lambda: kind(words, (1, 1), stream=False)),
+        columns=_REQUEST,
+        quick=words == 20,
+    )
+
+
+def _first(connections: int) -> Case:
+    return Case(
+        name=f"ttft-{connections}",
+        title=f"Added time to the first token, {connections} connection{'s' * (connections > 1)}, 500 words, fresh prompts",
+        load=Closed(connections=connections, source=lambda: FreshPrompts(500, (4, 4), stream=True)),
+        columns=_FIRST,
+        quick=connections == 1,
+    )
+
+
+def _paced_streams(streams: int) -> Case:
+    return Case(
+        name=f"paced-{streams}",
+        title=f"{streams:,} streams at 30 tokens a second each, 20 words, 300 tokens an answer",
+        load=Held(streams=streams, tokens=(200, 400), settle=3.0, least=5.0),
+        columns=_PACED,
+        engine="paced",
+        leave_out=("dynamo-fastokens",),
+        quick=streams == 256,
+    )
+
+
+CASES: Mapping[str, Case] = {
+    case.name: case
+    for case in (
+        *(_stream(connections) for connections in (1, 32, 256, 1000)),
+        *(_unary(words, kind) for words in (20, 500, 4000, 16_000) for kind in (FreshPrompts, RepeatedPrompts)),
+        _first(1),
+        _first(64),
+        Case(
+            name="conversations",
+            title="Conversations of 10 turns, 16 at a time: 200 words of system prompt, 50 a turn, 64 tokens an answer",
+            load=Closed(connections=16, source=lambda: Conversations(10, 64)),
+            columns=(_REQUEST[0], _REQUEST[1], _REQUEST[2], _TOKEN[3], _TOKEN[4]),
+        ),
+        *map(_paced_streams, (32, 256, 1000)),
+        Case(
+            name="idle-10000",
+            title="10,000 streams, a token every 10 seconds each",
+            load=Held(streams=10_000, tokens=(20_000, 20_000), settle=15.0, least=20.0),
+            columns=_IDLE,
+            engine="slow",
+            leave_out=("dynamo-fastokens",),
+        ),
+        *(
+            Case(
+                name=f"start-{kind}",
+                title=f"Start and memory, {what}",
+                load=Starting(small_model=kind == "small"),
+                columns=_START,
+                leave_out=("smg", "vllm-router"),
+                quick=kind == "small",
+            )
+            for kind, what in (("small", "tokenizer of 2,000 entries"), ("large", "tokenizer of 262,000 entries"))
+        ),
+    )
+}
+"""By name, in the order in which they run."""

