@@ -206,7 +206,6 @@ class Router(Protocol):
     #   def close(self) -> None                                                  sync or async; the frontend is done with it
     #   def routed_elsewhere(self, request: ForeignRequest, worker_id: int) -> None   another frontend's; first_token and finished
     #                                                                            then come for it as for one's own
-    #   def dropped(self, request: RouteRequest) -> None                         it was offered and is not wanted any more
     #   def kv_events(self, batch: KvBatch) -> None                              in order per worker
     #   def kv_lost(self, worker_id: int, dp_rank: int) -> None                  batches were lost: what is known of it is void
     #   def worker_added(self, worker: WorkerView) -> None / worker_removed(self, worker_id: int) -> None

@@ -8,7 +8,7 @@ from typing import Any
 from litestar import Litestar
 
 from dynamo_core.config import Settings
-from dynamo_core.http.admin import Health, Peers, health_routes, metrics_route, openapi_config, openapi_route
+from dynamo_core.http.admin import Health, Peers, busy_routes, health_routes, metrics_route, openapi_config, openapi_route
 from dynamo_core.http.errors import exception_handlers
 from dynamo_core.http.exchange import ExchangeLayer, remember_error
 from dynamo_core.http.gate import Preparer, gate
@@ -60,6 +60,7 @@ def create_app(
             *model_routes(manager),
             *health_routes(health or Health(manager)),
             metrics_route(metrics, manager, peers),
+            *busy_routes(manager),
             openapi_route(),
             *(route for spec in specs for route in spec.route_handlers),
         ],

@@ -19,6 +19,7 @@ from dynamo_core.serving.router_guard import RouterGuard
 from dynamo_core.serving.served_model import ServedModel
 from dynamo_core.serving.session_affinity import SessionAffinity
 from dynamo_core.serving.sharing import ModelSharing
+from dynamo_core.serving.threshold_board import ThresholdBoard
 from dynamo_core.serving.timeouts import Timeouts
 from dynamo_core.serving.wire import MODELS_PREFIX, ModelKey, decode_card
 
@@ -57,6 +58,8 @@ class ModelManager:
         self.replicas = ReplicaSync(runtime, settings.namespace) if settings.router_replica_sync else None
         """The other frontends."""
         self._models: dict[str, ServedModel] = {}
+        self.thresholds = ThresholdBoard(runtime, settings.namespace, self._models)
+        """Set while frontends run."""
         self._cards: dict[ModelKey, ModelCard] = {}
         self._clients: dict[str, Client] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
@@ -68,6 +71,7 @@ class ModelManager:
         """Returns when what discovery held is known; models may still be loading. Raises StartupError when it does not tell."""
         if self.replicas is not None:
             await self.replicas.start()
+        self.thresholds.start()
         self._watcher = asyncio.create_task(self._watch(), name="model cards")
         synced = asyncio.create_task(self._synced.wait())
         await asyncio.wait((self._watcher, synced), return_when=asyncio.FIRST_COMPLETED)
@@ -84,6 +88,7 @@ class ModelManager:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.thresholds.close()
         for model in self._models.values():
             model.close()
             await model.router.close()
@@ -187,7 +192,8 @@ class ModelManager:
     async def _load(self, card: ModelCard) -> None:
         try:
             text = await asyncio.to_thread(self._load_text, card.path)
-            self._models[card.name] = self._make(card, text)
+            self._models[card.name] = made = self._make(card, text)
+            self.thresholds.apply(made)
         except Exception as error:  # noqa: BLE001  # one broken model must not take the others along
             expected = isinstance(error, DynamoError)
             _log.error("model %s cannot be served: %s", card.name, error, exc_info=None if expected else error)

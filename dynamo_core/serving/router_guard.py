@@ -15,7 +15,6 @@ _OPTIONAL = (
     "first_token",
     "output_tokens",
     "finished",
-    "dropped",
     "kv_events",
     "kv_lost",
     "worker_added",

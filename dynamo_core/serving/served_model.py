@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from dynamo_core.contracts import (
+    BusyThresholds,
     Context,
     EngineRequest,
     EventPlane,
@@ -173,6 +174,15 @@ class ServedModel:
     def wake(self) -> None:
         """Offer what the router holds again."""
         self._dispatcher.changed()
+
+    def busy_thresholds(self) -> BusyThresholds | None:
+        """``None`` for a router that has none."""
+        return self.router.busy_thresholds()
+
+    def set_busy_thresholds(self, thresholds: BusyThresholds) -> None:
+        """From here on; nothing happens where the router has none."""
+        self.router.tell("set_busy_thresholds", thresholds)
+        self.wake()
 
     def _route(self, request: GenerationRequest, prompt: Sequence[int]) -> RouteRequest:
         return RouteRequest(
