@@ -22,7 +22,6 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import msgspec
 
 from dynamo_core.contracts.context import Context
-from dynamo_core.contracts.kv_event import KvEvent
 from dynamo_core.contracts.model_card import Role
 
 __all__ = [
@@ -153,8 +152,9 @@ class EngineContext(msgspec.Struct, frozen=True, kw_only=True):
     """The operator's limit on prompt and output together, so that an engine need not plan for more; ``None``: the model's own."""
     cpu_cores: tuple[int, ...] = ()
     """Cores set aside for this worker; empty: no preference."""
-    publish_kv_events: Callable[[Sequence[KvEvent]], None] = lambda _: None
-    """Tell routers what one step changed in the prefix cache. Never blocks."""
+    publish_kv_events: Callable[..., None] = lambda *_: None
+    """``(events: Sequence[KvEvent], dp_rank: int = 0)``: tell routers what one step changed in the prefix cache, of that
+    data-parallel rank. Never blocks."""
     on_fatal: Callable[[str], None] = lambda _: None
     """The engine is dead and cannot serve again: the worker logs the sentence and exits, so that it is started anew."""
 

@@ -327,3 +327,33 @@ async def test_it_is_a_step_engine(make: Make) -> None:
     engine = await make()
     assert isinstance(engine, StepEngine)
     assert engine.health_payload().stop.max_tokens == 1
+
+
+async def test_ranks_have_caches_of_their_own_and_say_whose_events_are_whose(make: Make) -> None:
+    told: list[tuple[int, int]] = []
+    engine = await make(publish=lambda events, rank=0: told.append((rank, len(events))), data_parallel_size=2)
+    prompt = list(range(1000, 1064))
+
+    async def ask(name: str, rank: int | None) -> Sink:
+        sink = Sink()
+        stop = StopConditions(max_tokens=2, ignore_eos=True)
+        engine.submit(EngineRequest(id=name, token_ids=prompt, stop=stop, dp_rank=rank), sink, Context())
+        await asyncio.wait_for(sink.done.wait(), 10)
+        return sink
+
+    assert [(await ask(f"{i}", rank)).cached for i, rank in enumerate((1, 1, 0, 0))] == [0, 63, 0, 63]
+    assert {rank for rank, _ in told} == {0, 1}
+    assert 'vllm:request_success_total{engine="1",finished_reason="length",model_name="m"} 2.0' in engine.metrics().decode()
+    with pytest.raises(InvalidRequest, match="2 data-parallel ranks, none is 2"):
+        await ask("x", 2)
+
+
+async def test_requests_without_a_rank_are_spread(make: Make) -> None:
+    engine = await make(data_parallel_size=2, speedup_ratio=1)
+    sinks = [Sink() for _ in range(4)]
+    for i, sink in enumerate(sinks):
+        engine.submit(EngineRequest(id=str(i), token_ids=[i + 1], stop=StopConditions(max_tokens=2)), sink, Context())
+    assert [len(rank.scheduler.waiting) + len(rank.scheduler.running) for rank in engine._ranks] == [2, 2]
+    for sink in sinks:
+        await asyncio.wait_for(sink.done.wait(), 10)
+    await engine.drain()

@@ -39,6 +39,8 @@ class MockerArgs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Seconds that the start takes, whatever the speed-up."""
     enable_prefix_caching: bool = True
     """False: nothing is reused and no KV event published."""
+    data_parallel_size: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """Ranks, each with a cache and a scheduler of its own."""
     emit_eos: bool = False
     """True: an end-of-sequence token may be drawn and then ends the sequence."""
 

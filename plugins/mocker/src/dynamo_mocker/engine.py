@@ -1,10 +1,10 @@
-"""The mocker's step loop: schedule, let the step's time pass, emit, publish what the cache gained and lost."""
+"""The mocker as an engine: its life, and requests on their way to one of its data-parallel ranks."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from dynamo_core.contracts import (
@@ -15,16 +15,14 @@ from dynamo_core.contracts import (
     EngineLoad,
     EngineRequest,
     EngineSink,
-    FinishReason,
+    KvEvent,
     StopConditions,
 )
 from dynamo_core.errors import InvalidRequest
-from dynamo_core.kv.blocks import BlockManager
-from dynamo_core.kv.scheduler import Scheduler, SchedulerLimits, Step
-from dynamo_core.kv.timing import TimingModel
 from dynamo_mocker.args import MockerArgs, decode_args, read_limits
-from dynamo_mocker.metrics import Counts, MockerMetrics
-from dynamo_mocker.stream import PRIME, Stream, Vocabulary
+from dynamo_mocker.metrics import MockerMetrics
+from dynamo_mocker.rank import House, MockRank
+from dynamo_mocker.stream import Stream, Vocabulary
 
 __all__ = ["MockEngine"]
 
@@ -38,22 +36,12 @@ class MockEngine:
     def __init__(self, _config: Any, context: EngineContext) -> None:
         self.args: MockerArgs = decode_args(context.args)
         self._context = context
-        args = self.args
-        limits = SchedulerLimits(
-            block_size=args.block_size, max_num_seqs=args.max_num_seqs, max_num_batched_tokens=args.max_num_batched_tokens
-        )
-        blocks = BlockManager(args.num_blocks, caching=args.enable_prefix_caching)
-        timing = TimingModel(speedup_ratio=args.speedup_ratio, decode_speedup_ratio=args.decode_speedup_ratio)
-        self._scheduler = Scheduler(limits, blocks, timing)
-        self._counts = Counts()
-        self._metrics = MockerMetrics(context.model_name, self._counts, self._scheduler)
-        self._vocabulary = Vocabulary(args.vocab_size or _DEFAULT_VOCABULARY)
+        self._vocabulary = Vocabulary(self.args.vocab_size or _DEFAULT_VOCABULARY)
         self._streams: dict[str, Stream] = {}
-        self._cancelled: list[Stream] = []
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._task: asyncio.Task[None] | None = None
+        house = House(self._streams, lambda: self._vocabulary, self._publish)
+        self._ranks = [MockRank(number, self.args, house) for number in range(self.args.data_parallel_size)]
+        self._metrics = MockerMetrics(context.model_name, [(rank.counts, rank.scheduler) for rank in self._ranks])
+        self._tasks: list[asyncio.Task[None]] = []
 
     # --- life ----------------------------------------------------------------------------------------------------------------
 
@@ -63,9 +51,11 @@ class MockEngine:
         if args.vocab_size is None and model.vocab_size >= 8:
             self._vocabulary = Vocabulary(model.vocab_size)
         await asyncio.sleep(args.startup_time)
-        self._task = asyncio.create_task(self._run(), name="mocker steps")
-        self._task.add_done_callback(self._ended)
-        capacity = self._scheduler.capacity
+        for rank in self._ranks:
+            task = asyncio.create_task(rank.run(), name=f"mocker steps of rank {rank.number}")
+            task.add_done_callback(self._ended)
+            self._tasks.append(task)
+        capacity = self._capacity
         return EngineInfo(
             context_length=min(capacity, model.context_length or capacity),
             block_size=args.block_size,
@@ -73,30 +63,33 @@ class MockEngine:
             max_num_seqs=args.max_num_seqs,
             max_num_batched_tokens=args.max_num_batched_tokens,
             kv_events=args.enable_prefix_caching,
+            data_parallel_size=args.data_parallel_size,
         )
 
     async def drain(self) -> None:
         """Until nothing runs."""
-        await self._idle.wait()
+        while not all(rank.idle.is_set() for rank in self._ranks):
+            for rank in self._ranks:
+                await rank.idle.wait()
 
     async def stop(self) -> None:
-        task, self._task = self._task, None
-        if task is not None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def clear_cache(self) -> None:
-        self._scheduler.blocks.clear()
-        self._publish()
+        for rank in self._ranks:
+            rank.clear_cache()
 
     def load(self) -> EngineLoad:
-        schedule = self._scheduler
+        schedules = [rank.scheduler for rank in self._ranks]
         return EngineLoad(
-            running=len(schedule.running),
-            waiting=len(schedule.waiting),
-            kv_used_blocks=schedule.blocks.used,
-            kv_total_blocks=schedule.blocks.total,
-            prefill_tokens=schedule.prefill_tokens(),
+            running=sum(len(schedule.running) for schedule in schedules),
+            waiting=sum(len(schedule.waiting) for schedule in schedules),
+            kv_used_blocks=sum(schedule.blocks.used for schedule in schedules),
+            kv_total_blocks=sum(schedule.blocks.total for schedule in schedules),
+            prefill_tokens=sum(schedule.prefill_tokens() for schedule in schedules),
         )
 
     def metrics(self) -> bytes:
@@ -112,10 +105,11 @@ class MockEngine:
             raise InvalidRequest("The prompt is empty; an engine needs at least one token.", param="prompt")
         if request.id in self._streams:
             raise InvalidRequest(f"Request {request.id!r} is already running on this engine.")
-        room = self._scheduler.capacity - len(request.token_ids)
+        rank = self._rank(request)
+        room = self._capacity - len(request.token_ids)
         if room < 1:
             raise InvalidRequest(
-                f"The prompt has {len(request.token_ids)} tokens and the KV cache holds {self._scheduler.capacity}; shorten it.",
+                f"The prompt has {len(request.token_ids)} tokens and the KV cache holds {self._capacity}; shorten it.",
                 param="prompt",
                 code="context_length_exceeded",
             )
@@ -129,15 +123,13 @@ class MockEngine:
         )
         stream.restrict(self._vocabulary, emit_eos=self.args.emit_eos)
         self._streams[request.id] = stream
-        self._scheduler.add(stream)
-        self._idle.clear()
-        self._wake.set()
-        stream.unregister = context.on_cancel(lambda _killed: self._cancelled.append(stream))
+        rank.add(stream)
+        stream.unregister = context.on_cancel(lambda _killed: rank.cancel(stream))
 
     async def generate(self, request: EngineRequest, context: Context) -> AsyncIterator[EngineChunk]:
         queue = _Queue()
-        self.submit(request, queue, context)
-        stream = self._streams[request.id]
+        own = context.child()
+        self.submit(request, queue, own)
         try:
             while True:
                 chunk = await queue.get()
@@ -145,110 +137,27 @@ class MockEngine:
                 if chunk.finish_reason is not None:
                     return
         finally:
-            self._cancelled.append(stream)
+            own.kill()
 
-    # --- steps ---------------------------------------------------------------------------------------------------------------
+    @property
+    def _capacity(self) -> int:
+        """Tokens in the cache of a rank."""
+        return self._ranks[0].scheduler.capacity
 
-    async def _run(self) -> None:
-        clock = asyncio.get_running_loop().time
-        due = clock()
-        while True:
-            self._drop_cancelled()
-            began = clock()
-            step = self._scheduler.schedule()
-            if step is None:
-                self._wake.clear()
-                self._idle.set()
-                await self._wake.wait()
-                due = clock()
-                continue
-            if step.ms:
-                # Against a due time, so that late timers do not add up; what a busy machine is behind is let go.
-                due = max(due, began - step.ms / 1000) + step.ms / 1000
-                await asyncio.sleep(max(0.0, due - began))
-            else:
-                await asyncio.sleep(0)
-            self._drop_cancelled()
-            self._emit(step, clock(), began)
-            self._scheduler.complete(step)
-            self._publish()
+    def _rank(self, request: EngineRequest) -> MockRank:
+        """The one that the router chose, else the one with the fewest sequences."""
+        if request.dp_rank is None:
+            return min(self._ranks, key=lambda rank: len(rank.scheduler.running) + len(rank.scheduler.waiting))
+        if not 0 <= request.dp_rank < len(self._ranks):
+            raise InvalidRequest(
+                f"This worker has {len(self._ranks)} data-parallel ranks, none is {request.dp_rank}.", param="dp_rank"
+            )
+        return self._ranks[request.dp_rank]
 
-    def _emit(self, step: Step, now: float, began: float) -> None:
-        """One token for every sequence of the step. The loop over plain streams is the hot path of the worker."""
-        counts = self._counts
-        low, span = self._vocabulary.low, self._vocabulary.span
-        rich: list[Stream] = []
-        stream: Stream
-        for stream in self._scheduler.decoding:  # type: ignore[assignment]  # only streams are added
-            if stream.plain:
-                state = stream.state
-                token = low + state % span
-                stream.state = (state << 32 | token) % PRIME
-                stream.keep(token)
-                stream.emit(token)
-            else:
-                rich.append(stream)
-        for stream in rich:
-            self._next(stream, last=False)
-        for stream in step.ending:  # type: ignore[assignment]
-            if stream.request.id in self._streams:
-                self._next(stream, last=True)
-        for stream in step.prefilled:  # type: ignore[assignment]
-            if stream.request.id in self._streams:
-                self._next(stream, last=stream.generated + 1 >= stream.max_tokens, now=now)
-        counts.generated += step.decoded + len(step.prefilled)
-        counts.preemptions += len(step.preempted)
-        if step.decoded:
-            counts.itl.observe(now - began, step.decoded)
-
-    def _next(self, stream: Stream, *, last: bool, now: float | None = None) -> None:
-        """The next token of a stream about which there is more to say than the token. ``now``: its prompt was just finished."""
-        request = stream.request
-        token = stream.sample(self._vocabulary)
-        cached = None
-        if now is not None and stream.first_token is None:
-            stream.first_token = now
-            cached = stream.cached
-            self._counts.ttft.observe(now - stream.arrival)
-            self._counts.prompt += stream.prompt_tokens
-            self._counts.cached += cached
-        if token in stream.stops and stream.sampled >= request.stop.min_tokens:
-            reason = token if token in request.stop.stop_token_ids else None
-            self._finish(stream, EngineChunk(finish_reason="stop", stop_reason=reason, cached_tokens=cached))
-            self._scheduler.remove(stream)
-            return
-        logprobs = None if request.logprobs is None else (stream.logprob(token, self._vocabulary),)
-        stream.accept(token)
-        if last:
-            self._finish(stream, EngineChunk((token,), finish_reason="length", cached_tokens=cached, logprobs=logprobs))
-        elif cached is None and logprobs is None:
-            stream.emit(token)
+    def _publish(self, events: Sequence[KvEvent], rank: int) -> None:
+        if rank:
+            self._context.publish_kv_events(events, rank)
         else:
-            stream.sink.chunk(EngineChunk((token,), cached_tokens=cached, logprobs=logprobs))
-
-    def _finish(self, stream: Stream, chunk: EngineChunk) -> None:
-        """Forget the stream and tell its sink."""
-        del self._streams[stream.request.id]
-        if stream.unregister is not None:
-            stream.unregister()
-        reason: FinishReason | None = chunk.finish_reason
-        self._counts.finished["abort" if reason == "cancelled" else reason or "stop"] += 1
-        if reason != "cancelled":
-            self._counts.e2e.observe(asyncio.get_running_loop().time() - stream.arrival)
-        stream.sink.chunk(chunk)
-
-    def _drop_cancelled(self) -> None:
-        if not self._cancelled:
-            return
-        cancelled, self._cancelled = self._cancelled, []
-        for stream in cancelled:
-            if self._streams.get(stream.request.id) is stream:
-                self._finish(stream, EngineChunk(finish_reason="cancelled"))
-                self._scheduler.remove(stream)
-
-    def _publish(self) -> None:
-        events = self._scheduler.blocks.take_events()
-        if events:
             self._context.publish_kv_events(events)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

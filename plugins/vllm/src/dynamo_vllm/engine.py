@@ -222,7 +222,12 @@ class VllmEngine:
         prompt = self._tokens_input(list(request.token_ids), cache_salt=request.cache_salt)
         try:
             checked = llm.input_processor.process_inputs(
-                request.id, prompt, params, supported_tasks=self._tasks_supported, priority=request.priority
+                request.id,
+                prompt,
+                params,
+                supported_tasks=self._tasks_supported,
+                priority=request.priority,
+                data_parallel_rank=request.dp_rank,
             )
         except self._refusals as error:
             raise invalid(error) from error
