@@ -225,15 +225,14 @@ class DistributedRuntime:
         return factory(config, context)
 
     def _provider(self, kind: str, name: str) -> Provider:
-        providers = getattr(self._compiled, kind) if self._compiled is not None else {}
-        if name not in providers:
-            from dynamo_core.plugins import activate
+        from dynamo_core.plugins import activate
 
-            providers = getattr(activate((name,)), kind)
-        if name not in providers:
-            raise StartupError(f"plugin {name} provides no {kind.replace('_', ' ').removesuffix('s')}: name one that does")
-        provider: Provider = providers[name]
-        return provider
+        compiled = self._compiled
+        if compiled is None or (name not in getattr(compiled, kind) and name not in compiled.blocked):
+            compiled = activate((name,), blocked=() if compiled is None else compiled.blocked)
+        if kind == "discovery":
+            return compiled.discovery_store(name)
+        return compiled.request_plane(name) if kind == "request_planes" else compiled.event_plane(name)
 
     async def _stop(self) -> None:
         if self._starting is None:

@@ -23,6 +23,7 @@ from dynamo_core.errors import (
     NoInstances,
     PluginError,
 )
+from dynamo_core.plugins import activate
 from dynamo_core.runtime import Annotated, Client, DistributedRuntime, parse_endpoint
 from dynamo_core.runtime.discovery.mem import MemDiscovery
 from dynamo_core.runtime.discovery.table import Table
@@ -442,6 +443,13 @@ def test_the_constructor_does_no_work_and_needs_no_loop(tmp_path: Path) -> None:
 async def test_a_backend_that_nobody_provides_names_the_nearest(make: Any) -> None:
     with pytest.raises(PluginError, match="file"):
         await DistributedRuntime(None, "filo").start()
+
+
+async def test_what_no_plugin_blocks_is_not_brought_in_by_a_setting() -> None:
+    with pytest.raises(PluginError, match="--no-plugin inproc"):
+        await DistributedRuntime(None, "mem", "inproc", compiled=activate((), blocked=("inproc",))).start()
+    async with DistributedRuntime(None, "mem", "inproc", event_plane="inproc", compiled=activate(("mem",))) as runtime:
+        assert runtime.stores()["request_plane"].provider == "inproc"
 
 
 async def test_runtimes_of_one_process_share_a_table_and_a_hub() -> None:
