@@ -44,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     engine_args: Annotated[dict[str, Any], setting("KEY=VALUE for the engine; repeatable.", "DYN_ENGINE_ARGS", flag="engine-arg", commands=("serve", "worker"))] = {}
     namespace: Annotated[str, setting("Namespace of the workers' endpoints.", "DYN_NAMESPACE")] = "dynamo"
     component: Annotated[str, setting("Component of the workers' endpoints.", "DYN_COMPONENT", commands=("serve", "worker"))] = "backend"
+    taints: Annotated[tuple[str, ...], setting("Taint of the worker, which requests may require or prefer; repeatable.", "DYN_TAINTS", flag="taint", commands=("serve", "worker"))] = ()
     http_host: Annotated[str, setting("Address to listen on; 0.0.0.0 for all.", "DYN_HTTP_HOST", commands=("serve", "frontend"))] = "127.0.0.1"
     http_port: Annotated[Port, setting("Port to listen on; 0 picks a free one.", "DYN_HTTP_PORT", commands=("serve", "frontend", "status"))] = 8000
     http_body_limit_mb: Annotated[float, setting("Largest request body in MiB.", "DYN_HTTP_BODY_LIMIT_MB", commands=("serve", "frontend"), gt=0)] = 64
