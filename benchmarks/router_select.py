@@ -1,8 +1,8 @@
 """What the KV router's choice costs. ``python -m benchmarks.router_select [--rounds N] [--peer PYTHON]``
 
-``select`` is measured whole, on one thread, by a wall clock: from the request's token ids (a list) to the ``Route``, with hashing
-as much of the prompt as is looked at, the match, the cost of every worker, the explanation and the books. Not in it: tokenizing,
-and what happens after the choice. Each worker has 8 streams of other prompts.
+``select`` is measured whole, on one thread, by a wall clock: from the request's token ids (an ``array("I")``, as a frontend has
+them) to the ``Route``, with hashing as much of the prompt as is looked at, the match, the cost of every worker, the explanation
+and the books. Not in it: tokenizing, and what happens after the choice. Each worker has 8 streams of other prompts.
 
 * ``new``: nobody has the prompt. ``seen``: every other worker has it, and this router has hashed it before, as the next turn of a
   conversation finds it. ``shared``: every worker has it and its tokens are new to this router, as after other frontends' traffic.
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from array import array
 from collections.abc import Callable
 
 import msgspec
@@ -71,8 +72,8 @@ def views_of(count: int) -> dict[int, WorkerView]:
     return {i: WorkerView(i, card) for i in range(1, count + 1)}
 
 
-def prompt_of(number: int, blocks: int) -> list[int]:
-    return [(number * 7919 + i * 31) % 262_144 for i in range(blocks * SIZE)]
+def prompt_of(number: int, blocks: int) -> array[int]:
+    return array("I", [(number * 7919 + i * 31) % 262_144 for i in range(blocks * SIZE)])
 
 
 def busy_router(workers: int) -> KvRouter:
@@ -87,7 +88,7 @@ def busy_router(workers: int) -> KvRouter:
     return made
 
 
-def select_times(made: KvRouter | RoundRobin, workers: int, prompts: list[list[int]], rounds: int) -> Times:
+def select_times(made: KvRouter | RoundRobin, workers: int, prompts: list[array[int]], rounds: int) -> Times:
     """``prompts`` in turn."""
     views = views_of(workers)
     last: list[tuple[RouteRequest, int]] = []
@@ -142,7 +143,10 @@ def print_hashing(rounds: int) -> None:
     PromptHashes(prompt, SIZE, cache=cached).upto(256)
     cold = measure(lambda _: PromptHashes(other, SIZE).upto(256), lambda: None, rounds)
     warm = measure(lambda _: PromptHashes(prompt, SIZE, cache=cached).upto(256), lambda: None, rounds)
-    print(f"\nhashing 256 blocks of {SIZE} tokens, part of the above: {cold} µs, of a prompt seen before {warm} µs")
+    ids = list(prompt)
+    listed = measure(lambda _: PromptHashes(ids, SIZE, cache=cached).upto(256), lambda: None, rounds)
+    print(f"\nhashing 256 blocks of {SIZE} tokens, part of the above, µs: median / p99")
+    print(f"new {cold}; seen before {warm}; seen before, ids in a list {listed}")
 
 
 def fill(index: PrefixIndex, *, same: bool, blocks: int) -> float:
