@@ -52,6 +52,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tls_cert_path: Annotated[str | None, setting("Certificate chain (PEM) for HTTPS; goes with the key.", "DYN_TLS_CERT_PATH", commands=("serve", "frontend"))] = None
     tls_key_path: Annotated[str | None, setting("Private key (PEM) for HTTPS; goes with the certificate.", "DYN_TLS_KEY_PATH", commands=("serve", "frontend"))] = None
     request_template: Annotated[str | None, setting("JSON file with defaults for fields that a request leaves out: model, temperature, max_completion_tokens ….", "DYN_REQUEST_TEMPLATE", commands=("serve", "frontend"))] = None
+    prompt_cache_mb: Annotated[float, setting("MiB a model for remembered pieces of tokenized prompts; 0 for none.", "DYN_PROMPT_CACHE_MB", commands=("serve", "frontend"), ge=0)] = 16
     graceful_shutdown_secs: Annotated[float, setting("Time that running requests get to finish after SIGTERM.", "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", flag="", ge=0)] = 30.0
     discovery_backend: Annotated[str, setting("Discovery store: file, mem or a plugin's.", "DYN_DISCOVERY_BACKEND", "DYN_STORE_KV")] = "file"
     file_kv: Annotated[str | None, setting("Folder of the file store; serve makes one for each run.", "DYN_FILE_KV", flag="")] = None
@@ -62,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics_prefix: Annotated[str, setting("Prefix of the frontend's metric names.", "DYN_METRICS_PREFIX", commands=("serve", "frontend"))] = "dynamo_frontend"
     access_log: Annotated[bool, setting("One log line a request.", "DYN_ACCESS_LOG", commands=("serve", "frontend"))] = True
     migration_limit: Annotated[int, setting("How often a request may move to another worker.", "DYN_MIGRATION_LIMIT", commands=("serve", "frontend"), ge=0, le=1024)] = 3
+    cancellation_policy: Annotated[Literal["kill", "stop"], setting("What a client that leaves does to its request. kill: drop it at once; stop: let the engine end its step and say how far it came, for exact accounts.", "DYN_CANCELLATION_POLICY", commands=("serve", "frontend"))] = "kill"
     request_timeout_secs: Annotated[float, setting("Longest time a request may take in all; 0 sets no limit.", "DYN_REQUEST_TIMEOUT_SECS", commands=("serve", "frontend"), ge=0)] = 0.0
     first_token_timeout_secs: Annotated[float, setting("Longest time to a request's first token; 0 sets no limit.", "DYN_FIRST_TOKEN_TIMEOUT_SECS", commands=("serve", "frontend"), ge=0)] = 0.0
     token_timeout_secs: Annotated[float, setting("Longest time between two tokens of a request; 0 sets no limit.", "DYN_TOKEN_TIMEOUT_SECS", "DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS", commands=("serve", "frontend"), ge=0)] = 0.0

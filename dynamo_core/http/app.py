@@ -80,6 +80,7 @@ def create_app(
         observer=finished,
         finished=AccessLog() if settings.access_log else None,
         direct=direct and not any(spec.middleware for spec in specs),
+        patient=settings.cancellation_policy == "stop",
     )
     return app
 

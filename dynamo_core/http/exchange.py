@@ -29,16 +29,19 @@ class Exchange:
     """Made for each HTTP request; found in the scope's state."""
 
     __slots__ = (
-        "_headers", "arrival", "direct", "error", "id", "model", "principal", "receive", "record", "scope", "send", "status",
+        "_headers", "arrival", "direct", "error", "id", "model", "patient", "principal", "receive", "record", "scope", "send",
+        "status",
     )  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, direct: bool) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, direct: bool, patient: bool = False) -> None:
         self.scope = scope
         self.receive = receive
         """The server's own ``receive`` and ``send``, without what Litestar and middleware put around them."""
         self.send = send
         self.direct = direct
         """True when responses may use these two, and step them by hand."""
+        self.patient = patient
+        """True when a generation whose client left is stopped, and false when it is killed."""
         self.arrival = monotonic()
         self.status = 0
         """Of the response; 0 until it starts."""
@@ -123,18 +126,20 @@ class ExchangeLayer:
         observer: Callable[[Exchange, RequestSummary], None] | None,
         finished: Callable[[Exchange], None] | None,
         direct: bool,
+        patient: bool = False,
     ) -> None:
         self._app = app
         self._endpoints = endpoints
         self._observer = observer
         self._finished = finished
         self._direct = direct
+        self._patient = patient
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send, direct=self._direct)
+        exchange = Exchange(scope, receive, send, direct=self._direct, patient=self._patient)
         REQUEST_ID.set(exchange.id)  # this task ends with the request
         cast("Any", scope).setdefault("state", {})[_KEY] = exchange
         endpoint = self._endpoints.get(scope["path"].rstrip("/")) if cast("Any", scope)["method"] == "POST" else None
@@ -155,3 +160,5 @@ class ExchangeLayer:
             exchange.settle()
             if self._finished is not None:
                 self._finished(exchange)
+            # The scope holds the exchange and the exchange the scope: a circle that only the garbage collector would open.
+            cast("Any", scope)["state"].pop(_KEY, None)

@@ -22,6 +22,9 @@ __all__ = ["Begin", "EndCallback", "GenerationReply", "PausableGeneration", "Sin
 _LAST_WORDS_SECONDS = 1.0
 """What a client gets to take the end of its stream when the server does not wait any longer."""
 
+_LAST_STEP_SECONDS = 5.0
+"""What an engine that was stopped gets to say how far it came."""
+
 EndCallback = Callable[[DynamoError | None], None]
 SinkFactory = Callable[[Writer, RequestRecord, EndCallback], OutputSink]
 
@@ -44,10 +47,11 @@ class GenerationReply:
     """Starts the generation when the server is ready for the response, and sees it to its end.
 
     Its own task sleeps from then on: the sink writes. An error before the response started is raised here, so that it passes
-    through Litestar's exception handlers like any other. The client's leaving kills the context.
+    through Litestar's exception handlers like any other. The client's leaving kills the context, or stops it and waits for what
+    the engine says last, where the exchange is patient.
     """
 
-    __slots__ = ("_begin", "_context", "_done", "_exchange", "_make_sink", "_record", "_request", "begun")
+    __slots__ = ("_begin", "_context", "_done", "_exchange", "_make_sink", "_patience", "_record", "_request", "_runs", "begun")
 
     def __init__(
         self,
@@ -67,6 +71,8 @@ class GenerationReply:
         self.begun: Callable[[Any], None] | None = None
         """Called with the generation once it runs."""
         self._done: asyncio.Future[DynamoError | None] = asyncio.get_running_loop().create_future()
+        self._runs = False
+        self._patience: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del scope
@@ -96,6 +102,8 @@ class GenerationReply:
             self._context.kill()
             raise
         finally:
+            if self._patience is not None:
+                self._patience.cancel()
             writer.on_pause = writer.on_resume = None  # they close a circle that only the garbage collector would open
         error = self._done.result()
         if error is not None:
@@ -110,6 +118,7 @@ class GenerationReply:
     def _start(self, writer: Writer) -> None:
         sink = self._make_sink(writer, self._record, self._end)
         generation = self._begin(self._request, sink, self._record, self._context)
+        self._runs = True
         writer.on_pause = generation.pause
         writer.on_resume = generation.resume
         if self.begun is not None:
@@ -121,10 +130,20 @@ class GenerationReply:
 
     def _client_left(self) -> None:
         """Also called after a complete response, when the server says that there is nothing more to receive."""
+        if self._done.done() or self._patience is not None:
+            return
+        self._record.left = True
+        self._exchange.status = 499
+        if self._runs and self._exchange.patient:
+            self._patience = asyncio.get_running_loop().call_later(_LAST_STEP_SECONDS, self._give_up)
+            self._context.stop_generating()
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
         if not self._done.done():
             self._context.kill()
             self._record.close(499, "cancelled", "cancelled")
-            self._exchange.status = 499
             self._done.set_result(None)
 
     async def _shut_down(self, writer: Writer) -> None:

@@ -20,7 +20,7 @@ class RequestRecord:
 
     __slots__ = (
         "_observer", "arrival", "cached_tokens", "card", "endpoint", "finish_reasons", "first_token", "id", "last_token",
-        "model", "output_tokens", "principal", "prompt_tokens", "routes", "stream", "summary", "worker_ids",
+        "left", "model", "output_tokens", "principal", "prompt_tokens", "routes", "stream", "summary", "worker_ids",
     )  # fmt: skip
 
     def __init__(self, id: str, endpoint: str, observer: Callable[[RequestSummary], None] | None = None) -> None:
@@ -41,6 +41,8 @@ class RequestRecord:
         """Monotonic seconds, as is ``last_token``."""
         self.last_token: float | None = None
         self.finish_reasons: list[str] = []
+        self.left = False
+        """The client is gone: whatever the end, it is a cancellation."""
         self.summary: RequestSummary | None = None
         self._observer = observer
 
@@ -49,6 +51,8 @@ class RequestRecord:
     ) -> RequestSummary:
         """Settle the account. Returns the summary of the first call."""
         if self.summary is None:
+            if self.left:
+                status, outcome, error = 499, "cancelled", "cancelled"
             self.summary = RequestSummary(
                 id=self.id,
                 model=self.model,
@@ -66,6 +70,7 @@ class RequestRecord:
                 duration=monotonic() - self.arrival,
                 finish_reasons=tuple(self.finish_reasons),
             )
-            if self._observer is not None:
-                self._observer(self.summary)
+            observer, self._observer = self._observer, None
+            if observer is not None:
+                observer(self.summary)
         return self.summary

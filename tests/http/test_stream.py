@@ -10,6 +10,7 @@ import pytest
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from dynamo_core.http import reply
 from dynamo_core.specs import HttpSpec
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
@@ -56,6 +57,41 @@ async def test_a_client_that_leaves_kills_its_generation(running: Any, stream: b
     assert (summary.status, summary.outcome, summary.error, summary.stream) == (499, "cancelled", "cancelled", stream)
     assert summary.prompt_tokens == len("<user>Hi")
     assert running.summaries.empty()
+
+
+@pytest.fixture(params=["direct", "task"])
+async def patient(serve: Any, request: pytest.FixtureRequest) -> Any:
+    specs = (HttpSpec(name="passing", middleware=[passing_middleware]),) if request.param == "task" else ()
+    return await serve(compiled={"http": specs}, cancellation_policy="stop")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_stops_its_generation_where_the_policy_says_so(patient: Any, stream: bool) -> None:
+    _, writer = await patient.raw(patient.post("/v1/chat/completions", {**BODY, "stream": stream}))
+    played = await patient.model.generations.get()
+    played.text("a")
+    played.flush()
+    writer.transport.abort()
+    await played.context.async_killed_or_stopped()
+    assert not played.context.is_killed()
+    assert patient.summaries.empty()
+    played.text("b")  # the step that ran
+    played.flush()
+    played.finish("cancelled")
+    played.complete()
+    summary = await patient.summaries.get()
+    assert (summary.status, summary.outcome, summary.output_tokens) == (499, "cancelled", 2)
+    assert not played.context.is_killed()
+
+
+async def test_an_engine_that_does_not_stop_is_killed(patient: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reply, "_LAST_STEP_SECONDS", 0.05)
+    _, writer = await patient.raw(patient.post("/v1/chat/completions", {**BODY, "stream": True}))
+    played = await patient.model.generations.get()
+    writer.transport.abort()
+    summary = await patient.summaries.get()
+    assert (summary.status, summary.outcome) == (499, "cancelled")
+    assert played.context.is_killed()
 
 
 async def test_a_client_that_leaves_while_sending_its_body_is_no_error(running: Any, caplog: pytest.LogCaptureFixture) -> None:
