@@ -56,7 +56,7 @@ class CacheAware:
         if workers.keys() - self._slots.keys():
             for worker in workers.values():
                 self.worker_added(worker)
-        load = {worker.id: worker.inflight for worker in workers.values()}
+        load = {worker.id: worker.running for worker in workers.values()}
         return [self._place(request, load) for request in requests]
 
     def worker_added(self, worker: WorkerView) -> None:

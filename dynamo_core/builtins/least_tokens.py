@@ -1,4 +1,4 @@
-"""Router ``least-tokens``: the worker with the fewest prompt tokens of this frontend; among equals they take turns.
+"""Router ``least-tokens``: the worker with the fewest prompt tokens of all frontends; among equals they take turns.
 
 Long prompts weigh more than short ones, which ``least-loaded`` counts alike.
 """
@@ -23,7 +23,7 @@ class LeastTokens:
         self._chosen: dict[int, int] = {}
 
     def select(self, requests: Sequence[RouteRequest], workers: Mapping[int, WorkerView]) -> Sequence[Decision]:
-        load = {worker.id: worker.inflight_tokens for worker in workers.values()}
+        load = {worker.id: worker.inflight_tokens + worker.inflight_tokens_elsewhere for worker in workers.values()}
         return [self._place(request, load) for request in requests]
 
     def worker_removed(self, worker_id: int) -> None:

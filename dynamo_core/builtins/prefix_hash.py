@@ -46,7 +46,7 @@ class PrefixHash:
     def select(self, requests: Sequence[RouteRequest], workers: Mapping[int, WorkerView]) -> Sequence[Decision]:
         if workers.keys() != self._members:
             self._build(workers)
-        load = {worker.id: worker.inflight for worker in workers.values()}
+        load = {worker.id: worker.running for worker in workers.values()}
         return [self._place(request, load) for request in requests]
 
     def _place(self, request: RouteRequest, load: dict[int, int]) -> Decision:

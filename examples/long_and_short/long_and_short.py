@@ -10,7 +10,7 @@ class LongAndShort:
         self.limit = 4096  # tokens
 
     def select(self, requests, workers):
-        load = {worker.id: worker.inflight for worker in workers.values()}
+        load = {worker.id: worker.running for worker in workers.values()}
         return [self.place(request, load) for request in requests]
 
     def place(self, request, load):

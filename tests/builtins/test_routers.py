@@ -93,6 +93,13 @@ def test_least_tokens_weighs_prompts_by_their_length() -> None:
     assert ids(make(least_tokens).select(batch, workers)) == [2, 3, 2, 2]
 
 
+@pytest.mark.parametrize("module", [least_tokens, cache_aware, prefix_hash])
+def test_what_other_frontends_run_there_counts(module: Any) -> None:
+    workers = fleet(1, 1)
+    workers[1].inflight_elsewhere, workers[1].inflight_tokens_elsewhere = 50, 5000
+    assert ids(make(module).select(requests(5), workers)) == [2] * 5
+
+
 def test_least_tokens_takes_turns_among_idle_workers() -> None:
     router, workers = make(least_tokens), fleet(0, 0, 0)
     assert [ids(router.select(requests(1), workers))[0] for _ in range(6)] == [1, 2, 3, 1, 2, 3]
