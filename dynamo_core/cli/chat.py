@@ -11,7 +11,7 @@ from dynamo_core.cli.options import config_option, setting_options
 if TYPE_CHECKING:
     from dynamo_core.config import Resolved
 
-__all__ = ["command"]
+__all__ = ["command", "running_server"]
 
 _SETTINGS = (
     "engine", "plugins", "no_plugins", "engine_args", "model_name", "context_length", "request_template", "http_port", "log",
@@ -45,11 +45,11 @@ def command(model: str | None, config: str | None, url: str | None, api_key: str
     from dynamo_core.launcher.terminal import converse
 
     name = resolved.settings.model_name
-    converse(RemoteServer(url or _running(resolved), model=name, api_key=api_key), system=system)
+    converse(RemoteServer(url or running_server(resolved), model=name, api_key=api_key), system=system)
     return 0
 
 
-def _running(resolved: Resolved) -> str:
+def running_server(resolved: Resolved) -> str:
     """The only server of this user, else the one on the port of the settings."""
     from dynamo_core.supervisor.run_state import find_runs
 

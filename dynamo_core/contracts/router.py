@@ -201,7 +201,7 @@ class Router(Protocol):
     #   def output_tokens(self, request, worker_id, count: int) -> None          only if defined: after each chunk, hot
     #   def finished(self, request, worker_id, outcome: Outcome) -> None         exactly once for each Route
     #   def dropped(self, request: RouteRequest) -> None                         on no worker, and not wanted any more
-    #   def query(self, request, workers) -> Decision                            what select would answer; books nothing
+    #   def query(self, request, workers) -> Decision                            what select would answer; books nothing; or async
     #   def overlap_scores(self, request, workers) -> dict[int, list[OverlapScore]]   by worker, one a rank
     #   def close(self) -> None                                                  sync or async; the frontend is done with it
     #   def routed_elsewhere(self, request: ForeignRequest, worker_id: int) -> None   another frontend's; first_token and finished

@@ -98,7 +98,7 @@ class KvRouter:
             cache_salt=cache_namespace,
         )
         if request_id is None:
-            route = dispatcher.query(request)
+            route = await dispatcher.query(request)
             return BestWorker(route.worker_id, route.dp_rank or 0, route.overlap_blocks)
         workers = {worker: view for worker, view in dispatcher.workers.items() if worker not in excluded}
         decision = (dispatcher.router.select([request], workers) or [None])[0] if workers else None

@@ -72,7 +72,8 @@ class Choice:
     def on_routed(self, worker_id: int) -> None:
         self._record.worker_ids.append(worker_id)
         if self._record.routes is not None:
-            self._record.routes.append({"worker": worker_id, "explain": self.sequence.explain})
+            placed = self.sequence.placed
+            self._record.routes.append({"worker": worker_id, "explain": None if placed is None else placed.explain})
 
     def on_error(self, error: DynamoError) -> None:
         if self.done:

@@ -128,7 +128,7 @@ class Dispatcher:
         self.enqueue(sequence)
         return sequence
 
-    def query(self, request: RouteRequest) -> Route:
+    async def query(self, request: RouteRequest) -> Route:
         """Where the request would go at this moment. Books nothing.
 
         Raises what it would fail with, :class:`Overloaded` if it would have to wait.
@@ -140,7 +140,7 @@ class Dispatcher:
         if not workers or (request.pinned is not None and request.pinned not in workers):
             who = "No worker serves" if request.pinned is None else f"Worker {request.pinned} does not serve"
             raise NoInstances(f"{who} the model {self.model!r}; try again in a moment.", retry_after=1)
-        decision = self.router.query(request, workers)
+        decision = await self.router.query(request, workers)
         if isinstance(decision, Route) and decision.worker_id in workers:
             return decision
         if isinstance(decision, Reject):
@@ -271,7 +271,7 @@ class Dispatcher:
         client = self._clients.get(worker.id)
         worker.inflight += 1
         worker.inflight_tokens += len(sequence.route.token_ids)
-        sequence.explain = route.explain
+        sequence.placed = route
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("request %s goes to worker %x: %s", sequence.request.id, worker.id, route.explain)
         leg = Leg(sequence, worker)

@@ -46,21 +46,26 @@ class EndpointRouter:
         self._migration_limit = migration_limit
         self._sharing = sharing
         self._wrap = wrap
-        self._dispatcher: Dispatcher | None = None
+        self.dispatcher: Dispatcher | None = None
+        """``None`` until the block size is known."""
         self._client: Client | None = None
         self._worker_client: WorkerClient | None = None
         self._starting: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._instances: dict[int, Instance] = {}
 
-    async def ready(self) -> Dispatcher:
-        """Raises :class:`NoInstances` as long as the block size is unknown because nobody serves."""
+    async def connect(self) -> None:
+        """Returns when what discovery holds is known."""
         if self._starting is None:
             self._starting = asyncio.create_task(self._start())
         await asyncio.shield(self._starting)
-        if self._dispatcher is None:
+
+    async def ready(self) -> Dispatcher:
+        """Raises :class:`NoInstances` as long as the block size is unknown because nobody serves."""
+        await self.connect()
+        if self.dispatcher is None:
             raise NoInstances(f"nobody serves {self.endpoint.path} yet", retry_after=1)
-        return self._dispatcher
+        return self.dispatcher
 
     async def close(self) -> None:
         if self._starting is None:
@@ -72,9 +77,9 @@ class EndpointRouter:
             await asyncio.gather(self._watcher, return_exceptions=True)
         for feed in self.feeds.values():
             feed.close()
-        if self._dispatcher is not None:
-            self._dispatcher.close()
-            await self._dispatcher.router.close()
+        if self.dispatcher is not None:
+            self.dispatcher.close()
+            await self.dispatcher.router.close()
         if self._client is not None:
             await self._client.close()
 
@@ -97,13 +102,13 @@ class EndpointRouter:
         )
         guard = RouterGuard(spec.factory(self._provider.config, context), path, self._provider.plugin, self._faults)
         self.block_size = block_size
-        self._dispatcher = Dispatcher(path, guard, migration_limit=self._migration_limit, sharing=self._sharing)
+        self.dispatcher = Dispatcher(path, guard, migration_limit=self._migration_limit, sharing=self._sharing)
         for instance in self._instances.values():
-            self._serve(self._dispatcher, instance)
+            self._serve(self.dispatcher, instance)
 
     def _wake(self) -> None:
-        if self._dispatcher is not None:
-            self._dispatcher.changed()
+        if self.dispatcher is not None:
+            self.dispatcher.changed()
 
     # --- following discovery -------------------------------------------------------------------------------------------------
 
@@ -126,21 +131,21 @@ class EndpointRouter:
                 self.cards.pop(key.instance_id, None)
 
     def _learned(self, worker_id: int, card: ModelCard) -> None:
-        if self._dispatcher is None:
+        if self.dispatcher is None:
             self._make_dispatcher(card.block_size)
-        elif worker_id in self._dispatcher.workers:  # it was taken for one without a card, or with another
-            self._leave(self._dispatcher, worker_id)
-            self._serve(self._dispatcher, self._instances[worker_id])
+        elif worker_id in self.dispatcher.workers:  # it was taken for one without a card, or with another
+            self._leave(self.dispatcher, worker_id)
+            self._serve(self.dispatcher, self._instances[worker_id])
 
     def _added(self, instance: Instance) -> None:
         self._instances[instance.instance_id] = instance
-        if self._dispatcher is not None:
-            self._serve(self._dispatcher, instance)
+        if self.dispatcher is not None:
+            self._serve(self.dispatcher, instance)
 
     def _removed(self, worker_id: int) -> None:
         self._instances.pop(worker_id, None)
-        if self._dispatcher is not None:
-            self._leave(self._dispatcher, worker_id)
+        if self.dispatcher is not None:
+            self._leave(self.dispatcher, worker_id)
 
     def _serve(self, dispatcher: Dispatcher, instance: Instance) -> None:
         if self._worker_client is None:

@@ -53,7 +53,7 @@ class RouterGuard:
         self.fault(f"made {len(decisions)} decisions for {len(requests)} requests")
         return None
 
-    def query(self, request: RouteRequest, workers: Mapping[int, WorkerView]) -> object:
+    async def query(self, request: RouteRequest, workers: Mapping[int, WorkerView]) -> object:
         """What the router would answer; ``None`` when it failed. A router that has no ``query`` of its own books the request and
         hears at once that it is over."""
         call = self._optional["query"]
@@ -62,7 +62,14 @@ class RouterGuard:
             if isinstance(decision, Route):
                 self.tell("finished", request, decision.worker_id, "cancelled")
             return decision
-        return self._asked("query", call, request, workers)
+        answer = self._asked("query", call, request, workers)
+        if inspect.isawaitable(answer):
+            try:
+                return await answer
+            except Exception as error:  # noqa: BLE001  # as below
+                self._faults.count(self.plugin, "query", error)
+                return None
+        return answer
 
     def overlap_scores(self, request: RouteRequest, workers: Mapping[int, WorkerView]) -> Mapping[int, Sequence[OverlapScore]]:
         """By worker; empty for a router that knows of no caches."""

@@ -13,6 +13,7 @@ from dynamo_core.contracts import (
     Context,
     EngineRequest,
     Outcome,
+    Route,
     RouteRequest,
     StreamReceiver,
     WorkerView,
@@ -160,8 +161,8 @@ class Sequence:
         "leg",
         "named",
         "receiver",
-        "explain",
         "request",
+        "placed",
         "route",
         "setback",
     )
@@ -178,8 +179,8 @@ class Sequence:
         self.closed = False
         self.named = route.pinned is not None
         """The client wants this worker and no other."""
-        self.explain: Any = None
-        """Why it is where it is: the router's own words."""
+        self.placed: Route | None = None
+        """The latest decision of the router."""
         self.setback: DynamoError | None = None
         """What ended the latest leg."""
         self._origin = request

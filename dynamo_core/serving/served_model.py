@@ -167,9 +167,9 @@ class ServedModel:
         generation.begin()
         return generation
 
-    def query(self, request: GenerationRequest) -> Route:
+    async def query(self, request: GenerationRequest) -> Route:
         """Where its first prompt would go at this moment; books nothing. Raises what the request would fail with."""
-        return self._dispatcher.query(self._route(request, request.prompts[0]))
+        return await self._dispatcher.query(self._route(request, request.prompts[0]))
 
     def wake(self) -> None:
         """Offer what the router holds again."""

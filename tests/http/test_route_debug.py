@@ -22,6 +22,13 @@ def explained(played: Any) -> None:
     played.say("Hel", "lo")
 
 
+def answering(route: Route) -> Any:
+    async def query(request: Any) -> Route:
+        return route
+
+    return query
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_who_asks_is_told_in_a_header_and_the_log(running: Any, stream: bool, caplog: pytest.LogCaptureFixture) -> None:
     running.model.script = explained
@@ -38,7 +45,7 @@ async def test_who_asks_is_told_in_a_header_and_the_log(running: Any, stream: bo
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 async def test_a_question_is_answered_and_nothing_is_sent(running: Any, path: str) -> None:
-    running.model.query = lambda request: Route(171, 3, EXPLAIN, dp_rank=1)
+    running.model.query = answering(Route(171, 3, EXPLAIN, dp_rank=1))
     running.model.router = SimpleNamespace(plugin="kv-router")
     body = {"model": "m", "nvext": {"annotations": ["query_instance_id"]}}
     body |= {"prompt": "Once"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "Hi"}]}
@@ -55,7 +62,7 @@ async def test_a_question_is_answered_and_nothing_is_sent(running: Any, path: st
 
 
 async def test_a_streamed_question_has_two_events_as_from_dynamo(running: Any) -> None:
-    running.model.query = lambda request: Route(171)
+    running.model.query = answering(Route(171))
     running.model.router = SimpleNamespace(plugin="p")
     answer = await running.complete(prompt=[7, 8], stream=True, nvext={"annotations": ["query_instance_id"]})
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -63,7 +70,7 @@ async def test_a_streamed_question_has_two_events_as_from_dynamo(running: Any) -
 
 
 async def test_a_question_that_nobody_can_answer_fails_as_the_request_would(running: Any) -> None:
-    def nobody(request: Any) -> Any:
+    async def nobody(request: Any) -> Any:
         raise NoInstances("No worker serves it.", retry_after=1)
 
     running.model.query = nobody

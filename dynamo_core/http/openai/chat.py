@@ -56,7 +56,7 @@ def chat_route(service: OpenAiService, defaults: Mapping[str, Any] = {}) -> HTTP
         )
         request = await service.request(exchange, served, data, prompts, wish)
         if is_query(data):
-            return answer_query(exchange, served, request, data)
+            return await answer_query(exchange, served, request, data)
         heading = service.heading(exchange, "chatcmpl", data.model)
         stats = service.stats(data)
         if stats is None:

@@ -56,7 +56,7 @@ def completions_route(service: OpenAiService, defaults: Mapping[str, Any] = {}) 
         )
         request = await service.request(exchange, served, data, prompts, wish)
         if is_query(data):
-            return answer_query(exchange, served, request, data)
+            return await answer_query(exchange, served, request, data)
         heading = service.heading(exchange, "cmpl", data.model)
         echo = _echo(served, data, prompts, request.n)
         stats = service.stats(data)

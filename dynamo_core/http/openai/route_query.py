@@ -43,10 +43,10 @@ def is_query(body: SamplingFields) -> bool:
     return body.nvext is not None and _ANNOTATION in (body.nvext.annotations or ())
 
 
-def answer_query(exchange: Exchange, served: ServedModel, request: GenerationRequest, body: SamplingFields) -> ASGIApp:
+async def answer_query(exchange: Exchange, served: ServedModel, request: GenerationRequest, body: SamplingFields) -> ASGIApp:
     """For the first prompt. Raises what the request itself would fail with."""
-    route = served.query(request)
-    prompt = request.prompts[0]
+    route = await served.query(request)
+    prompt = list(request.prompts[0])
     record = exchange.record
     if record is not None:
         record.prompt_tokens = len(prompt)
@@ -69,7 +69,7 @@ def answer_query(exchange: Exchange, served: ServedModel, request: GenerationReq
         prompt_blocks=len(prompt) // served.card.block_size if served.card.block_size else 0,
         router=served.router.plugin,
         explain=_plain(route.explain),
-        token_data=prompt,
+        token_data=list(prompt),
     )
     return ASGIResponse(body=msgspec.json.encode(answer), media_type=MediaType.JSON)
 
