@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from dynamo_core.contracts.span import Span
 
 __all__ = ["Context", "TraceHeaders"]
 
@@ -26,7 +29,7 @@ class Context:
     event loop's thread; none blocks.
     """
 
-    __slots__ = ("_callbacks", "_id", "_killed", "_stopped", "_waiters", "deadline", "metadata", "trace_headers")
+    __slots__ = ("_callbacks", "_id", "_killed", "_spans", "_stopped", "_waiters", "deadline", "metadata", "trace_headers")
 
     def __init__(
         self,
@@ -45,19 +48,51 @@ class Context:
         self._killed = False
         self._callbacks: list[Callable[[bool], None]] | None = None
         self._waiters: list[asyncio.Future[bool]] | None = None
+        self._spans: list[Span] | None = None
+        """Those that run, the innermost last."""
 
     def id(self) -> str:
         return self._id
 
     @property
     def trace_id(self) -> str | None:
-        """Of the W3C ``traceparent``, 32 hexadecimal digits; ``None`` when the request came without one."""
+        """Of the W3C ``traceparent``, 32 hexadecimal digits; ``None`` when the request came without one and no span was begun."""
         return self._traceparent(1, 32)
 
     @property
     def parent_span_id(self) -> str | None:
         """The caller's span, 16 hexadecimal digits."""
-        return self._traceparent(2, 16)
+        return self._spans[0].parent_span_id if self._spans else self._traceparent(2, 16)
+
+    @property
+    def span_id(self) -> str | None:
+        """Of the innermost span that runs here, 16 hexadecimal digits; ``None`` without one."""
+        return self._spans[-1].span_id if self._spans else None
+
+    def start_span(self, name: str, attributes: Mapping[str, Any] | None = None) -> Span:
+        """A part of the work, within the one that runs; ``with context.start_span("look up"):`` ends it. Requests that get this
+        context, or its ``trace_headers``, meanwhile belong to it. Without a trace it begins one."""
+        if self._spans is None:
+            self._spans = []
+        before = self.trace_headers.get("traceparent")
+        trace_id = self.trace_id or secrets.token_hex(16)
+        span = Span(name, trace_id, self.span_id or self._traceparent(2, 16), attributes, lambda span: self._ended(span, before))
+        self._spans.append(span)
+        flags = before.rpartition("-")[2] if before else "01"
+        self.trace_headers["traceparent"] = f"00-{trace_id}-{span.span_id}-{flags}"
+        return span
+
+    def current_span(self) -> Span:
+        """The innermost span that runs; the first call begins one for the whole request."""
+        return self._spans[-1] if self._spans else self.start_span("request", {"request_id": self._id})
+
+    def end_spans(self) -> None:
+        """The request is over. Called by who serves it."""
+        while self._spans:
+            self._spans[-1].end()
+
+    def notify_first_token(self) -> None:
+        """Accepted for code written for Dynamo, and nothing to do: a stream's first item is the sign."""
 
     def is_stopped(self) -> bool:
         """True after either :meth:`stop_generating` or :meth:`kill`."""
@@ -114,6 +149,16 @@ class Context:
     def detached(self, id: str | None = None) -> Context:
         """A context with the same metadata that is not cancelled with this one."""
         return Context(id, self.metadata, trace_headers=self.trace_headers)
+
+    def _ended(self, span: Span, before: str | None) -> None:
+        while self._spans and span in self._spans and self._spans[-1] is not span:
+            self._spans[-1].end()  # begun within it
+        if self._spans and self._spans[-1] is span:
+            self._spans.pop()
+        if before is None:
+            self.trace_headers.pop("traceparent", None)
+        else:
+            self.trace_headers["traceparent"] = before
 
     def _traceparent(self, place: int, digits: int) -> str | None:
         parts = self.trace_headers.get("traceparent", "").split("-")

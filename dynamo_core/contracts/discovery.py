@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
-__all__ = ["Deleted", "Discovery", "DiscoveryEvent", "Instance", "Put", "Synced"]
+__all__ = ["Deleted", "Discovery", "DiscoveryEvent", "Instance", "Put", "Synced", "Transport"]
+
+
+class Transport(NamedTuple):
+    kind: str
+    """Of the request plane: ``tcp``, ``nats``."""
+    address: str
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -24,6 +30,11 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where the instance publishes its events, in the event plane's own terms; empty: nowhere."""
     host: str = ""
     pid: int = 0
+
+    @property
+    def transport(self) -> Transport:
+        """As Dynamo shows it."""
+        return Transport(self.request_plane, self.address)
 
 
 class Put(msgspec.Struct, frozen=True):

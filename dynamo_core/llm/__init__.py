@@ -4,10 +4,11 @@ A backend of one file needs this package and :mod:`dynamo_core.runtime`; see ``e
 """
 
 from dynamo_core.errors import HttpError
+from dynamo_core.llm.hashes import compute_block_hash_for_seq
 from dynamo_core.llm.kv_router import KvRouter, KvRouterConfig
-from dynamo_core.llm.model import ModelInput, ModelRuntimeConfig, ModelType, RouterMode, WorkerType
+from dynamo_core.llm.model import ModelInput, ModelRuntimeConfig, ModelType, RouterMode, RoutingConstraints, WorkerType
 from dynamo_core.llm.publishers import KvEventPublisher, WorkerMetricsPublisher
-from dynamo_core.llm.registration import fetch_model, register_model, unregister_model
+from dynamo_core.llm.registration import fetch_model, register_model, unregister_model, update_model_taints
 
 __all__ = [
     "HttpError",
@@ -18,14 +19,17 @@ __all__ = [
     "ModelRuntimeConfig",
     "ModelType",
     "RouterMode",
+    "RoutingConstraints",
     "WorkerMetricsPublisher",
     "WorkerType",
+    "compute_block_hash_for_seq",
     "fetch_llm",
     "fetch_model",
     "register_llm",
     "register_model",
     "unregister_llm",
     "unregister_model",
+    "update_model_taints",
 ]
 
 register_llm = register_model

@@ -14,6 +14,7 @@ import msgspec
 
 from dynamo_core.contracts import NO_HINTS, Context, Outcome, OverlapScore, Route, RouteRequest, RoutingHints, WorkerView
 from dynamo_core.errors import ConfigError, DynamoError, InvalidRequest, NoInstances
+from dynamo_core.llm.model import RoutingConstraints
 from dynamo_core.llm.payload import request_of
 from dynamo_core.plugins import activate
 from dynamo_core.runtime.component import Endpoint
@@ -181,11 +182,13 @@ class KvRouter:
         lora_name: str | None = None,
         cache_namespace: str | None = None,
         session_id: str | None = None,
+        routing_constraints: RoutingConstraints | None = None,
         context: Context | None = None,
     ) -> AsyncIterator[dict[str, Any]]:
         """Chunks ``{"token_ids": [...]}``, the last with a ``finish_reason``. A worker that dies is replaced by another.
 
-        ``worker_id`` pins the request. Iterating raises what the last worker failed with; closing the iterator cancels.
+        ``worker_id`` pins the request, ``routing_constraints`` choose by taints. Iterating raises what the last worker failed
+        with; closing the iterator cancels.
         """
         del model
         _refuse_override(router_config_override)
@@ -203,16 +206,45 @@ class KvRouter:
             lora=lora_name,
             cache_salt=cache_namespace,
             session=session_id,
-            hints=NO_HINTS if dp_rank is None else RoutingHints(dp_rank=dp_rank),
+            hints=_hints(dp_rank, routing_constraints),
         )
         receiver = _Chunks()
         receiver.sequence = dispatcher.submit(route, request, context or Context(), receiver)
         return receiver.stream()
 
+    async def generate_from_request(
+        self, request: Mapping[str, Any], *, context: Context | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """:meth:`generate` for a request as a handler gets it: ``token_ids``, ``stop_conditions``, ``sampling_options``,
+        ``output_options``, ``extra_args``; in ``routing`` ``backend_instance_id``, ``dp_rank``, ``lora_name``, ``cache_salt``."""
+        if "token_ids" not in request:
+            raise InvalidRequest("the request has no token_ids: hand on what the endpoint's handler got")
+        routing: Mapping[str, Any] = request.get("routing") or {}
+        return await self.generate(
+            list(request["token_ids"]),
+            str(request.get("model") or ""),
+            request.get("stop_conditions"),
+            request.get("sampling_options"),
+            request.get("output_options"),
+            worker_id=routing.get("backend_instance_id"),
+            dp_rank=routing.get("dp_rank"),
+            extra_args=request.get("extra_args"),
+            lora_name=routing.get("lora_name"),
+            cache_namespace=routing.get("cache_salt"),
+            context=context,
+        )
+
     # --- life ----------------------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
         await self._workers.close()
+
+
+def _hints(dp_rank: int | None, constraints: RoutingConstraints | None) -> RoutingHints:
+    if dp_rank is None and constraints is None:
+        return NO_HINTS
+    taints = constraints or RoutingConstraints()
+    return RoutingHints(dp_rank=dp_rank, required_taints=taints.required_taints, preferred_taints=taints.preferred_taints)
 
 
 def _score_row(worker_id: int, score: OverlapScore) -> dict[str, int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dynamo_core import contracts
 from dynamo_core.errors import ConfigError
 
-__all__ = ["ModelInput", "ModelRuntimeConfig", "ModelType", "RouterMode", "WorkerType", "card_types"]
+__all__ = ["ModelInput", "ModelRuntimeConfig", "ModelType", "RouterMode", "RoutingConstraints", "WorkerType", "card_types"]
 
 
 class ModelInput(enum.Enum):
@@ -55,6 +56,16 @@ class RouterMode(enum.Enum):
     Direct = "direct"
     LeastLoaded = "least-loaded"
     DeviceAwareWeighted = "device-aware-weighted"
+
+
+class RoutingConstraints:
+    """Which workers a request may go to, by their taints: all of ``required_taints``, and rather those with preferred ones."""
+
+    __slots__ = ("preferred_taints", "required_taints")
+
+    def __init__(self, required_taints: Iterable[str] | None = None, preferred_taints: Mapping[str, float] | None = None) -> None:
+        self.required_taints = frozenset(required_taints or ())
+        self.preferred_taints: dict[str, float] = dict(preferred_taints or {})
 
 
 class ModelRuntimeConfig:

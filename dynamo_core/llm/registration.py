@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,7 +20,11 @@ from dynamo_core.runtime.component import Endpoint
 from dynamo_core.serving.model_folder import ModelFolder
 from dynamo_core.serving.wire import ModelKey, encode_card
 
-__all__ = ["Registrations", "fetch_model", "register_model", "registrations", "unregister_model"]
+__all__ = ["Registrations", "fetch_model", "register_model", "registrations", "unregister_model", "update_model_taints"]
+
+
+_WITHOUT_EFFECT = frozenset({"ignore_weights", "self_host_metadata", "needs"})
+"""Frontends read the folder themselves, and nobody fetches weights."""
 
 
 class Registrations:
@@ -41,6 +46,12 @@ class Registrations:
     async def unregister(self, endpoint: Endpoint) -> None:
         self._cards.pop(endpoint.path, None)
         await self._runtime.discovery.delete(str(_key(endpoint)))
+
+    async def retaint(self, endpoint: Endpoint, taints: Iterable[str]) -> None:
+        card = self._cards.get(endpoint.path)
+        if card is None:
+            raise ConfigError(f"{endpoint.path} has no model: register_model before update_model_taints")
+        await self.register(endpoint, msgspec.structs.replace(card, taints=tuple(taints)))
 
     async def publishes_kv_events(self, endpoint: Endpoint) -> None:
         """Say so on the card that is there or will come."""
@@ -76,11 +87,11 @@ async def register_model(
 
     The handler of the endpoint then gets and yields mappings as :mod:`dynamo_core.llm.payload` describes. The model takes
     requests as soon as the endpoint serves, before or after this call. ``other`` are Dynamo's further arguments: only
-    ``None`` may be given. Raises ConfigError and StartupError.
+    ``None`` and ``False`` may be given, except for those that mean nothing here. Raises ConfigError and StartupError.
     """
     if model_input is not ModelInput.Tokens:
         raise ConfigError(f"ModelInput.{model_input.name} is not served: register with ModelInput.Tokens, and get token ids")
-    given = [name for name, value in other.items() if value is not None]
+    given = [name for name, value in other.items() if value is not None and value is not False and name not in _WITHOUT_EFFECT]
     if given:
         raise ConfigError(f"register_model does not take {', '.join(sorted(given))}")
     if (lora_name is None) != (base_model_path is None):
@@ -104,6 +115,7 @@ async def register_model(
         max_num_seqs=told.max_num_seqs or 0,
         max_num_batched_tokens=told.max_num_batched_tokens or 0,
         data_parallel_size=told.data_parallel_size,
+        taints=tuple(told.taints),
         lora=lora_name,
         tool_call_parser=told.tool_call_parser,
         reasoning_parser=told.reasoning_parser,
@@ -121,6 +133,13 @@ async def unregister_model(endpoint: Endpoint, lora_name: str | None = None) -> 
     del lora_name
     await endpoint.runtime.start()
     await registrations(endpoint.runtime).unregister(endpoint)
+
+
+async def update_model_taints(endpoint: Endpoint, taints: Iterable[str]) -> None:
+    """Give the model of this instance other taints, for routers to see from here on. Raises ConfigError for an instance without
+    a model."""
+    await endpoint.runtime.start()
+    await registrations(endpoint.runtime).retaint(endpoint, taints)
 
 
 async def fetch_model(remote_name: str, ignore_weights: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import logging
 import random
@@ -25,6 +26,16 @@ __all__ = ["Client", "nearest_endpoints"]
 
 _log = logging.getLogger(__name__)
 _decode = msgspec.json.Decoder(Instance).decode
+
+
+class _Extra(msgspec.Struct):
+    """Of a model card, what this module reads."""
+
+    extra: dict[str, Any] = {}
+
+
+_MODELS = "models/"
+_decode_extra = msgspec.json.Decoder(_Extra).decode
 
 _PROBE_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Pauses before the attempts to reach an instance whose connection was lost; the last repeats while discovery lists it."""
@@ -77,6 +88,34 @@ class Client:
     async def wait_for_endpoints(self, timeout: float | None = None) -> list[int]:  # noqa: ASYNC109  # Dynamo's name
         """:meth:`wait_for_instances` in an older spelling."""
         return await self.wait_for_instances(timeout)
+
+    async def wait_for_instances_by_runtime_data(
+        self, key: str, value: Any, min_count: int = 1, timeout_s: float | None = None
+    ) -> list[int]:
+        """Wait until ``min_count`` of those that serve have registered a model whose ``runtime_config.runtime_data`` has this
+        value; returns their ids. Raises :class:`NoInstances` after ``timeout_s``, with how many there are."""
+        prefix = f"{_MODELS}{self.endpoint.path.replace('.', '/')}/"
+        told = asyncio.Event()
+        unwatch = self.on_change(lambda _: told.set(), lambda _: told.set())
+        having: set[int] = set()
+        watcher = asyncio.create_task(self._watch_runtime_data(prefix, key, value, having, told))
+        try:
+            async with asyncio.timeout(timeout_s):
+                while len(found := [one for one in self._usable if one in having]) < min_count:
+                    told.clear()
+                    await told.wait()
+            return found
+        except TimeoutError:
+            text = f"{len(found)} of {min_count} instances of {self.endpoint.path} have {key} = {value!r} after {timeout_s:g} s"
+            raise NoInstances(text) from None
+        finally:
+            unwatch()
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+
+    async def wait_for_instance_by_runtime_data(self, key: str, value: Any, timeout_s: float | None = None) -> int:
+        """The first of :meth:`wait_for_instances_by_runtime_data`."""
+        return (await self.wait_for_instances_by_runtime_data(key, value, 1, timeout_s))[0]
 
     async def synced(self) -> Client:
         """Wait until what discovery holds is known. Raises what the store says when it cannot tell; the client goes on asking."""
@@ -212,6 +251,18 @@ class Client:
             except Exception:  # noqa: BLE001  # a store's bug must not end the watch
                 _log.exception("following %s in discovery failed; trying again", prefix)
             await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _watch_runtime_data(self, prefix: str, key: str, value: Any, having: set[int], told: asyncio.Event) -> None:
+        async for event in self.endpoint.runtime.discovery.watch(prefix):
+            if isinstance(event, Synced):
+                continue
+            instance_id = int(event.key.rpartition("/")[2], 16)
+            having.discard(instance_id)
+            if isinstance(event, Put):
+                with contextlib.suppress(msgspec.MsgspecError):
+                    if _decode_extra(event.value).extra.get(key) == value:
+                        having.add(instance_id)
+            told.set()
 
     def _put(self, key: str, value: bytes) -> None:
         try:

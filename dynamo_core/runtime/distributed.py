@@ -103,6 +103,7 @@ class DistributedRuntime:
         self._run_dir = run_dir
         self._own_run_dir: str | None = None
         self._served: list[Served] = []
+        self._telling: set[asyncio.Task[None]] = set()
         self._starting: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
 
@@ -151,11 +152,18 @@ class DistributedRuntime:
     async def wake(self) -> None:
         await asyncio.gather(*(served.resume("asleep") for served in self._served))
 
-    async def set_health_status(self, healthy: bool) -> None:
-        """Tell routers whether to choose this process: an unhealthy one is out of discovery until it says otherwise."""
+    def set_health_status(self, healthy: bool) -> asyncio.Task[None]:
+        """Tell routers whether to choose this process: an unhealthy one is out of discovery until it says otherwise. Awaiting it
+        is optional."""
         self.healthy = healthy
-        for served in self._served:
-            await (served.resume("unhealthy") if healthy else served.suspend("unhealthy"))
+        task = asyncio.create_task(self._tell_health())
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+        return task
+
+    async def _tell_health(self) -> None:
+        for served in tuple(self._served):
+            await (served.resume("unhealthy") if self.healthy else served.suspend("unhealthy"))
 
     def register_engine_route(self, name: str, function: EngineRoute) -> None:
         """Have ``/engine/NAME`` of the status server answer with what ``await function(body)`` gives; both are JSON objects.
@@ -183,6 +191,8 @@ class DistributedRuntime:
         return self._threads
 
     def adopt(self, served: Served) -> None:
+        if not self.healthy:
+            served.withhold("unhealthy")
         self._served.append(served)
 
     def release(self, served: Served) -> None:

@@ -90,6 +90,7 @@ class GeneratorHandler:
         except TimeoutError:
             error = DeadlineExceeded(f"the handler of {self._endpoint} did not finish before the request's deadline")
         self._metrics.ended(began, type(error).__name__ if error is not None else None)
+        context.end_spans()
         if error is None:
             sink.end()
         else:

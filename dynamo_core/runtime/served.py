@@ -63,6 +63,10 @@ class Served:
         """Appear in discovery."""
         await self._list()
 
+    def withhold(self, reason: str) -> None:
+        """Before :meth:`join`: do not appear until ``reason`` was resumed."""
+        self._suspended.add(reason)
+
     async def suspend(self, reason: str) -> None:
         """Leave discovery, go on serving what comes all the same. Holds until each reason was resumed."""
         self._suspended.add(reason)

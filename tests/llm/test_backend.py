@@ -345,3 +345,49 @@ async def test_kv_router_says_what_is_wrong(cluster: InprocCluster) -> None:
     with pytest.raises(ConfigError, match="KvRouter"):
         await endpoint.client(RouterMode.KV)
     assert await endpoint.client(RouterMode.Random)
+
+
+async def test_kv_router_keeps_to_taints_and_takes_a_handlers_own_request(stage: Stage) -> None:
+    seen = [Backend(), Backend()]
+    endpoints = [await stage.endpoint(backend.generate) for backend in seen]
+    for endpoint, taint in zip(endpoints, ("slow", "fast"), strict=True):
+        config = ModelRuntimeConfig()
+        config.taints = [taint]
+        config.runtime_data = {"zone": taint}
+        await stage.register(endpoint, kv_cache_block_size=16, runtime_config=config)
+    await stage.model(2)
+    own = (await stage.cluster.runtime()).endpoint(PATH)
+    router = KvRouter(own, 16)
+    await router.get_potential_loads([])
+    await until(lambda: {card.taints for card in router._workers.cards.values()} == {("slow",), ("fast",)})
+    for _ in range(3):
+        constraints = llm.RoutingConstraints(["fast"], {"slow": 1.0})
+        await collect(await router.generate([7, 8], "m", {"max_tokens": 2}, routing_constraints=constraints))
+    assert [len(backend.requests) for backend in seen] == [0, 3]
+
+    handed_on = {**seen[1].requests[0], "routing": {"backend_instance_id": endpoints[0].connection_id()}}
+    chunks = await collect(await router.generate_from_request(handed_on))
+    assert [token for chunk in chunks for token in chunk["token_ids"]] == [7, 8]
+    assert len(seen[0].requests) == 1
+    with pytest.raises(InvalidRequest, match="token_ids"):
+        await router.generate_from_request({"model": "m"})
+
+    client = await own.client()
+    assert await client.wait_for_instance_by_runtime_data("zone", "fast", timeout_s=10) == endpoints[1].connection_id()
+    with pytest.raises(NoInstances, match=rf"1 of 2 instances of {PATH} have zone = 'slow' after 0\.1 s"):
+        await client.wait_for_instances_by_runtime_data("zone", "slow", 2, 0.1)
+    await llm.update_model_taints(endpoints[0], ["fast"])
+    await until(lambda: {card.taints for card in router._workers.cards.values()} == {("fast",)})
+    with pytest.raises(ConfigError, match="register_model before"):
+        await llm.update_model_taints(own, ["fast"])
+    await router.close()
+
+
+def test_block_hashes_are_those_of_the_routers_chains() -> None:
+    tokens = list(range(40))
+    hashes = llm.compute_block_hash_for_seq(tokens, 16)
+    assert len(hashes) == 2
+    assert hashes[0] == sequence_hashes(tokens, 16)[0]
+    assert llm.compute_block_hash_for_seq(tokens[:16], 16, lora_name="a") != hashes[:1]
+    with pytest.raises(ConfigError, match="images"):
+        llm.compute_block_hash_for_seq(tokens, 16, [object(), None])

@@ -75,6 +75,13 @@ async def test_ready_follows_what_discovery_lists_and_live_does_not_care(make: A
     await runtime.set_health_status(True)
     assert (await ask(runtime, "/ready"))[0] == 200
 
+    await runtime.set_health_status(False)
+    late = await runtime.endpoint("n.c.late").serve(lambda request, context, sink: None)
+    assert late.state == "unhealthy"
+    await runtime.set_health_status(True)
+    assert late.state == "ready"
+    await late.close()
+
     await served.leave()
     assert (await ask(runtime, "/ready"))[1]["endpoints"] == {"n.c.e": "draining"}
     assert (await ask(runtime, "/live"))[0] == 200
