@@ -71,7 +71,10 @@ def check_selection(settings: Settings, compiled: Compiled, *, process: Process)
     compiled.request_plane(settings.request_plane)
     compiled.event_plane(settings.event_plane)
     engine = compiled.engine(settings.engine).spec if process != "frontend" and settings.engine is not None else None
-    router = compiled.router(choose_router(settings, compiled)).spec if process != "worker" else None
+    provider = compiled.router(choose_router(settings, compiled)) if process != "worker" else None
+    router = None if provider is None else provider.spec
+    if provider is not None and isinstance(provider.spec.factory, type):
+        compiled.check_router(provider, provider.spec.factory)
     if engine is not None and router is not None and router.needs_kv_events and not engine.kv_events:
         raise PluginError(
             f"router {router.name!r} needs KV events and engine {engine.name!r} has none: "

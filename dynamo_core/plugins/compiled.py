@@ -16,6 +16,7 @@ from dynamo_core.plugins.lifecycle import Lifecycle
 from dynamo_core.plugins.names import canonical_name, nearest_name, suggestion
 from dynamo_core.plugins.observers import Observe, Observer, observation
 from dynamo_core.plugins.providers import Provider
+from dynamo_core.plugins.router_check import router_faults
 from dynamo_core.plugins.watchdog import LoopWatchdog
 from dynamo_core.specs import HttpSpec, MetricsContext
 
@@ -139,6 +140,12 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             if function is not None:
                 observers.append(Observer(provider.plugin, "dynamo_metrics", function))
         return observation(observers, self.faults)
+
+    def check_router(self, provider: Provider, router: object) -> None:
+        """Of a router that was made, or the class that will make it. Raises :class:`~dynamo_core.errors.PluginError`."""
+        for fault in router_faults(router):
+            label = next((info.label for info in self.plugins if info.name == provider.plugin), provider.plugin)
+            raise PluginError(f"plugin {label}: its router {provider.spec.name!r} {fault}.")
 
     def blame(self, provider: Provider, kind: str, error: Exception) -> NoReturn:
         """Raise the :class:`~dynamo_core.errors.PluginError` for a factory that raised ``error``: whose it is and what to do."""

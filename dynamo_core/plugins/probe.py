@@ -12,17 +12,19 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, Literal
 
 import msgspec
 
+from dynamo_core.contracts import RouterContext
 from dynamo_core.errors import StartupError
 from dynamo_core.plugins.configuration import config_keys
 from dynamo_core.plugins.hooks import ActivePlugin
 from dynamo_core.plugins.installed import PluginInfo
 from dynamo_core.plugins.loading import config_type, load_plugin, plugin_object, specified
 from dynamo_core.plugins.providers import KINDS, Kind, plugin_records
+from dynamo_core.plugins.router_check import router_faults
 
 __all__ = ["ENGINES", "Finding", "Order", "Report"]
 
@@ -132,6 +134,22 @@ def _inspect_records(plugin: ActivePlugin, kind: Kind) -> Iterator[Finding]:
         if kind.name != "http" and not _takes(factory, len(kind.factory_takes)):
             wanted = ", ".join(kind.factory_takes)
             yield Finding("records", f"the factory of {kind.name} {record.name!r} must be callable as factory({wanted}).")
+        elif kind.name == "router":
+            yield from _inspect_router(record, plugin.config)
+
+
+def _inspect_router(record: Any, config: Any) -> Iterator[Finding]:
+    """Its class where the factory is one, else what the factory makes."""
+    router = record.factory
+    if not isinstance(router, type):
+        try:
+            router = router(config, RouterContext(model="probe", block_size=16, clock=monotonic))
+        except Exception as error:  # noqa: BLE001  # a stranger's code
+            what = f"{type(error).__name__}: {error}"
+            yield Finding("records", f"router {record.name!r} cannot be made without a configuration ({what}).")
+            return
+    for fault in router_faults(router):
+        yield Finding("records", f"router {record.name!r} {fault}.")
 
 
 def _takes(factory: Any, count: int) -> bool:

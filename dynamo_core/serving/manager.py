@@ -219,6 +219,7 @@ class ModelManager:
             router = spec.factory(self._router.config, context)
         except Exception as error:  # noqa: BLE001  # a stranger's code: named
             self._compiled.blame(self._router, "router", error)
+        self._compiled.check_router(self._router, router)
         return ServedModel(
             card,
             text,

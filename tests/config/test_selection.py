@@ -116,3 +116,18 @@ def test_a_provider_that_nobody_provides_is_refused(field: str, expected: str) -
     settings = Settings(**{"engine": "toy", "router": "kv", field: "tcpx"})
     with pytest.raises(PluginError, match=expected):
         check_selection(settings, house(kv_events=True), process="serve")
+
+
+def test_a_router_whose_methods_do_not_fit_is_refused() -> None:
+    class Waits:
+        def __init__(self, config: object, context: object) -> None: ...
+
+        async def select(self, requests: object, workers: object) -> None: ...
+
+    routers = {"waits": Provider(RouterSpec(name="waits", factory=Waits), "waits")}  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match="plugin waits: its router 'waits' has an asynchronous select"):
+        check_selection(
+            Settings(engine="toy", router="waits"),
+            msgspec.structs.replace(house(kv_events=True), routers=routers),
+            process="serve",
+        )

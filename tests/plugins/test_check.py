@@ -25,6 +25,16 @@ def dynamo_config(): return Config
 @hookimpl
 def dynamo_engines(): yield EngineSpec(name="good", factory=lambda config, context: None)
 '''
+WAITING = """
+from dynamo_core.specs import RouterSpec
+
+class Waiting:
+    def __init__(self, config=None, context=None): pass
+    async def select(self, requests, workers): return []
+
+@hookimpl
+def dynamo_routers(): yield RouterSpec(name="waiting", factory=Waiting)
+"""
 PROJECT = """
 [project]
 name = "good-plugin"
@@ -79,6 +89,9 @@ def test_an_installed_plugin_is_checked_by_name() -> None:
         (GOOD.replace("lambda config, context: None", "lambda config: None"), "records", "callable as factory(config, context)"),
         (GOOD.replace("lambda config, context: None", "7"), "records", "callable as factory(config, context)"),
         (GOOD.replace('"""Does nothing, and well."""', ""), "docs", "no docstring"),
+        (GOOD + WAITING, "records", "router 'waiting' has an asynchronous select"),
+        (GOOD + WAITING.replace("factory=Waiting", "factory=lambda *_: Waiting()"), "records", "has an asynchronous select"),
+        (GOOD + WAITING.replace("factory=Waiting", "factory=lambda *_: 1 / 0"), "records", "'waiting' cannot be made"),
     ],
 )  # fmt: skip
 def test_a_fault_is_one_finding(tmp_path: Path, code: str, kind: str, words: str) -> None:

@@ -126,7 +126,7 @@ async def test_a_worker_is_found_and_serves(house: House, recording_sink: Any) -
     assert router.context.block_size == 4
     assert [batch.seq for batch in router.batches] == [0]
     assert model.render_chat([{"role": "user", "content": "hi"}]) == "<user>hi"
-    assert model.encode("the cat") == model.tokenizer.encode("the cat")
+    assert model.encode("the cat").tolist() == model.tokenizer.encode("the cat")
     assert await manager.worker_metrics() == {worker._runtime.instance_id: b"scripted_running 0\n"}
 
 
@@ -356,6 +356,19 @@ async def test_a_router_that_cannot_be_made_is_put_on_its_plugin(house: House, c
     assert "Traceback" not in caplog.text
     with pytest.raises(ServiceUnavailable, match="the frontend's log says why"):
         manager.get("m")
+
+
+async def test_a_router_whose_methods_do_not_fit_is_refused_before_the_first_request(house: House) -> None:
+    class Narrow:
+        def select(self, requests: Any) -> Any: ...
+
+    await house.worker()
+    provider = Provider(RouterSpec(name="narrow", factory=lambda config, context: Narrow()), "round-robin")
+    manager = ModelManager(await house.runtime(), house.compiled, provider, Settings())
+    house.stack.push_async_callback(manager.stop)
+    await manager.start()
+    await until(lambda: manager.broken)
+    assert "its router 'narrow' has a method select that cannot be called with 2 arguments" in manager.broken["m"]
 
 
 async def test_a_frontend_that_comes_late_learns_what_workers_have(house: House) -> None:
