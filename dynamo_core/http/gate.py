@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from litestar.enums import ScopeType
@@ -87,13 +87,13 @@ class Preparer:
 
     async def __call__(
         self, request: GenerationRequest, body: Any, model: str, principal: Principal | None, request_id: str
-    ) -> tuple[tuple[list[int], ...], int, int]:
+    ) -> tuple[tuple[Sequence[int], ...], int, int]:
         """One call a prompt; what one changes of ``max_tokens`` and ``priority`` is what the next sees.
 
         Returns prompts, max_tokens and priority as they are after the last.
         """
         max_tokens, priority = request.conditions.max_tokens, request.priority
-        prompts: list[list[int]] = []
+        prompts: list[Sequence[int]] = []
         headers: Mapping[str, str] = request.headers
         for token_ids in request.prompts:
             prepared = PreparedRequest(
@@ -103,7 +103,7 @@ class Preparer:
                 principal=principal,
                 headers=headers,
                 body=body,
-                token_ids=token_ids,
+                token_ids=list(token_ids),
                 max_tokens=max_tokens,
                 priority=priority,
             )

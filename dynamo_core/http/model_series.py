@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from dynamo_core.contracts import ModelCard, WorkerView
 from dynamo_core.plugins import Faults
 from dynamo_core.serving.dispatch import HIT_RATE_STEPS, DispatchCounters
+from dynamo_core.serving.prompt_encoder import PromptCacheCounters, PromptEncoder
 
 __all__ = ["ModelCollector", "ObservedModel"]
 
@@ -35,6 +36,8 @@ class ObservedModel(Protocol):
 
     @property
     def workers(self) -> Mapping[int, WorkerView]: ...
+
+    prompt_encoder: PromptEncoder
 
 
 class ModelCollector(Collector):
@@ -60,6 +63,7 @@ class ModelCollector(Collector):
             *self._facts(models),
             *self._loads(models),
             *self._routing(models),
+            *self._tokenizing(models),
             self._plugin_faults(),
         ]
 
@@ -115,6 +119,23 @@ class ModelCollector(Collector):
             routed.add_metric((model.name,), counters.routed)
             rates.add_metric((model.name,), _buckets(counters.hit_rates), counters.hit_rate_sum)
         return routed, rates
+
+    def _tokenizing(self, models: Sequence[ObservedModel]) -> Iterable[Metric]:
+        series: dict[str, tuple[str, Callable[[PromptCacheCounters], int]]] = {
+            "hits": ("Prompts of which a part was tokenized before.", lambda counters: counters.hits),
+            "misses": ("Prompts of which nothing was.", lambda counters: counters.misses),
+            "cached_tokens": ("Tokens of prompts that were remembered.", lambda counters: counters.reused_tokens),
+            "uncached_tokens": ("Tokens of prompts that were made.", lambda counters: counters.encoded_tokens),
+        }
+        for name, (documentation, read) in series.items():
+            family = self._counter(f"tokenizer_cache_{name}", documentation)
+            for model in models:
+                family.add_metric((model.name,), read(model.prompt_encoder.counters))
+            yield family
+        taken = self._gauge("tokenizer_cache_bytes", "Memory that remembered prompts take.")
+        for model in models:
+            taken.add_metric((model.name,), model.prompt_encoder.counters.bytes)
+        yield taken
 
     def _plugin_faults(self) -> Metric:
         family: Any = CounterMetricFamily(f"{self._prefix}_plugin_faults", "Exceptions of plugins.", labels=("plugin", "hook"))

@@ -20,6 +20,7 @@ from dynamo_core.http.observe import FrontendMetrics
 from dynamo_core.plugins import Faults
 from dynamo_core.runtime.stores import StoreCollector, StoreState
 from dynamo_core.serving.dispatch import DispatchCounters
+from dynamo_core.serving.prompt_encoder import PromptCacheCounters
 
 __all__ = ["MARK_BEGIN", "MARK_END", "series_markdown", "with_series"]
 
@@ -52,7 +53,15 @@ def _families() -> list[Metric]:
     worker = WorkerView(1, card, EngineLoad())
     model = cast(
         "ObservedModel",
-        SimpleNamespace(name="m", card=card, ready=True, waiting=0, counters=DispatchCounters(), workers={1: worker}),
+        SimpleNamespace(
+            name="m",
+            card=card,
+            ready=True,
+            waiting=0,
+            counters=DispatchCounters(),
+            workers={1: worker},
+            prompt_encoder=SimpleNamespace(counters=PromptCacheCounters()),
+        ),
     )
     faults = cast("Faults", SimpleNamespace(counts={("plugin", "hook"): 1}))
     metrics.registry.register(ModelCollector(metrics.prefix, lambda: [model], [faults], 0))

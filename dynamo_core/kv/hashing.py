@@ -68,6 +68,15 @@ def token_bytes(token_ids: Iterable[int]) -> memoryview:
     return memoryview(words).cast("B")
 
 
+def token_array(data: bytes) -> array[int]:
+    """The ids of which these are the :func:`token_bytes`. Raises :class:`ValueError` for bytes that end within one."""
+    words = array(_WORD)
+    words.frombytes(data)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words
+
+
 def block_hashes(token_ids: Sequence[int], block_size: int, *, lora: str | None = None, salt: str | None = None) -> list[int]:
     """One hash a full block; the incomplete last block has none."""
     full = len(token_ids) // block_size * block_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -83,7 +83,7 @@ class Pipeline:
             raise
         return _answer(sink, usage, record)
 
-    def _prepare(self, fields: dict[str, Any]) -> tuple[SamplingFields, ServedModel, list[int]]:
+    def _prepare(self, fields: dict[str, Any]) -> tuple[SamplingFields, ServedModel, Sequence[int]]:
         fields.setdefault("model", next(iter(self.names()), ""))
         if "messages" not in fields and isinstance(fields.get("prompt"), str):
             served = self._manager.get(fields["model"])

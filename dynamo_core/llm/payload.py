@@ -14,7 +14,7 @@ import msgspec
 
 from dynamo_core.contracts import EngineChunk, EngineRequest, FinishReason, SamplingParams, StopConditions, TokenLogprob
 from dynamo_core.errors import EngineError
-from dynamo_core.serving.wire import encode_chunk
+from dynamo_core.serving.wire import decode_request, encode_chunk
 
 __all__ = ["TokensAdapter", "request_of", "shown"]
 
@@ -31,7 +31,7 @@ class TokensAdapter:
     def request(self, request: Any) -> Any:
         if not isinstance(request, dict) or not {"id", "token_ids"} <= request.keys() or "stop_conditions" in request:
             return request
-        return shown(msgspec.convert(request, EngineRequest), self._model)
+        return shown(decode_request(request), self._model)
 
     def item(self, item: Any) -> Any:
         return encode_chunk(_chunk(item)) if isinstance(item, Mapping) else item

@@ -225,6 +225,7 @@ class ModelManager:
             text,
             RouterGuard(router, card.name, self._router.plugin, self._faults),
             self._runtime.event_plane,
+            prompt_cache_bytes=int(self._settings.prompt_cache_mb * (1 << 20)),
             migration_limit=self._settings.migration_limit,
             breaker_failures=self._settings.circuit_breaker_failures,
             breaker_seconds=self._settings.circuit_breaker_secs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -19,7 +19,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     endpoint: Literal["chat", "completions"]
-    prompts: tuple[list[int], ...]
+    prompts: tuple[Sequence[int], ...]
     """Token ids; several only for ``/v1/completions`` with a list."""
     n: int = 1
     """Choices a prompt. Choice ``index`` is ``prompt * n + choice``."""

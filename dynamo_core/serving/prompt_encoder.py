@@ -27,9 +27,12 @@ Key = str | tuple[str]
 class PromptCacheCounters:
     """Since the start."""
 
-    __slots__ = ("bytes", "encoded_tokens", "reused_tokens")
+    __slots__ = ("bytes", "encoded_tokens", "hits", "misses", "reused_tokens")
 
     def __init__(self) -> None:
+        self.hits = 0
+        """Prompts of which a part was known."""
+        self.misses = 0
         self.reused_tokens = 0
         self.encoded_tokens = 0
         self.bytes = 0
@@ -76,9 +79,15 @@ class PromptEncoder:
     def _look_up(self, text: str, add_special_tokens: bool) -> _Prompt:
         frame = self._tokenizer.frame if add_special_tokens else _NOTHING
         if frame is None:  # what is added depends on the text: nothing but the whole can be remembered
-            return _Prompt([self._find((text,))], [text], (), (), True)
-        pieces = cut(text, self._cutting) if self._cutting else [text]
-        return _Prompt([self._find(piece) for piece in pieces], pieces, *frame, False)
+            prompt = _Prompt([self._find((text,))], [text], (), (), True)
+        else:
+            pieces = cut(text, self._cutting) if self._cutting else [text]
+            prompt = _Prompt([self._find(piece) for piece in pieces], pieces, *frame, False)
+        if prompt.known:
+            self.counters.hits += 1
+        else:
+            self.counters.misses += 1
+        return prompt
 
     def _find(self, key: Key) -> array[int] | None:
         found = self._young.get(key)
@@ -136,6 +145,11 @@ class _Prompt:
         if None in found:
             self.missing = [piece for piece, ids in zip(pieces, found, strict=True) if ids is None]
             self.missing_length = sum(map(len, self.missing))
+
+    @property
+    def known(self) -> bool:
+        """In part at least."""
+        return len(self.missing) < len(self.pieces)
 
     def ids(self) -> array[int]:
         joined = array("I", self._before)

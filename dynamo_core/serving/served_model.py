@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -28,6 +29,7 @@ from dynamo_core.serving.filtered_sink import filtered
 from dynamo_core.serving.generation import Generation
 from dynamo_core.serving.model_text import ModelText
 from dynamo_core.serving.output import GenerationRequest, OutputSink
+from dynamo_core.serving.prompt_encoder import PromptEncoder
 from dynamo_core.serving.record import RequestRecord
 from dynamo_core.serving.router_guard import RouterGuard
 from dynamo_core.serving.sequence import WorkerClient
@@ -53,6 +55,7 @@ class ServedModel:
         router: RouterGuard,
         event_plane: EventPlane,
         *,
+        prompt_cache_bytes: int = 0,
         migration_limit: int = 3,
         breaker_failures: int = 0,
         breaker_seconds: float = 5.0,
@@ -66,6 +69,7 @@ class ServedModel:
         """Of the first worker."""
         self.tokenizer: Tokenizer = text.tokenizer
         self.template: ChatTemplate = text.template
+        self.prompt_encoder = PromptEncoder(text.tokenizer, text.cutting, prompt_cache_bytes)
         self._eos_token_ids = text.eos_token_ids
         self._dispatcher = Dispatcher(
             card.name,
@@ -124,8 +128,9 @@ class ServedModel:
         """The prompt's text; ``options`` as :meth:`ChatTemplate.render` takes them. Encode it without special tokens."""
         return self.template.render(messages, **options)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens)
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> array[int]:
+        """At once; ``prompt_encoder.encode_all`` leaves the event loop for long texts."""
+        return self.prompt_encoder.encode(text, add_special_tokens)
 
     def limit(self, prompt_length: int, max_tokens: int | None, *, param: str = "messages") -> int:
         """The ``max_tokens`` that a request gets: what it asks for, at most what the context leaves.
@@ -199,7 +204,7 @@ class ServedModel:
             hints=request.hints,
         )
 
-    def _engine_request(self, request: GenerationRequest, prompt: list[int], choice: int) -> EngineRequest:
+    def _engine_request(self, request: GenerationRequest, prompt: Sequence[int], choice: int) -> EngineRequest:
         sampling = request.sampling
         if choice and sampling.seed is not None:  # or all choices would be the same
             sampling = msgspec.structs.replace(sampling, seed=sampling.seed + choice)

@@ -1,6 +1,7 @@
 """How engine requests and chunks look on the request plane: maps, lists and integers that any msgpack peer can make.
 
-A request is the map of :class:`~dynamo_core.contracts.EngineRequest` without its defaults. A response item is one of
+A request is the map of :class:`~dynamo_core.contracts.EngineRequest` without its defaults; its token ids are bytes, four to each,
+little-endian, or a list of integers. A response item is one of
 
 * an integer: one more token and nothing else to say (nearly all items, so it costs nothing to make or to read);
 * a list of integers: several tokens;
@@ -16,6 +17,7 @@ import msgspec
 from dynamo_core.contracts import EngineChunk, EngineLoad, EngineRequest, KvBatch, ModelCard
 from dynamo_core.errors import ProtocolError
 from dynamo_core.kv.codec import decode_kv_batch, encode_kv_batch
+from dynamo_core.kv.hashing import token_array, token_bytes
 
 __all__ = [
     "KV_TOPIC",
@@ -79,14 +81,28 @@ class ModelKey(msgspec.Struct, frozen=True):
 
 
 def encode_request(request: EngineRequest) -> Any:
-    return msgspec.to_builtins(request)
+    """The token ids of an ``array("I")`` are copied once, as they are."""
+    fields: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(request, token_ids=()))
+    try:
+        fields["token_ids"] = bytes(token_bytes(request.token_ids))
+    except (OverflowError, TypeError):  # no ids of any model: what the worker makes of them is its affair
+        fields["token_ids"] = list(request.token_ids)
+    return fields
 
 
 def decode_request(item: Any) -> EngineRequest:
-    """Raises :class:`~dynamo_core.errors.ProtocolError` with the place of the first misfit."""
+    """The token ids are an ``array("I")`` if they came as bytes.
+
+    Raises :class:`~dynamo_core.errors.ProtocolError` with the place of the first misfit.
+    """
     try:
-        return msgspec.convert(item, EngineRequest)
-    except msgspec.ValidationError as error:
+        packed = item.get("token_ids") if type(item) is dict else None
+        if type(packed) is not bytes:
+            return msgspec.convert(item, EngineRequest)
+        request = msgspec.convert({**item, "token_ids": ()}, EngineRequest)
+        msgspec.structs.force_setattr(request, "token_ids", token_array(packed))  # ours alone so far
+        return request
+    except (msgspec.ValidationError, ValueError) as error:
         raise ProtocolError(f"The peer sent what is not an engine request: {error}.") from error
 
 
@@ -100,7 +116,7 @@ def encode_chunk(chunk: EngineChunk) -> Any:
     ):
         tokens = chunk.token_ids
         return tokens[0] if len(tokens) == 1 else list(tokens)
-    return msgspec.to_builtins(chunk)
+    return msgspec.to_builtins(chunk, enc_hook=list)  # token ids may be a part of the prompt's array
 
 
 def decode_chunk(item: Any) -> EngineChunk:

@@ -25,6 +25,7 @@ from dynamo_core.http.observe import FrontendMetrics
 from dynamo_core.http.server import HttpServer
 from dynamo_core.plugins import Compiled, Observer, activate, observation
 from dynamo_core.serving.output import ChoiceOutput, GenerationRequest, OutputSink, Usage
+from dynamo_core.serving.prompt_encoder import PromptEncoder
 from dynamo_core.serving.record import RequestRecord
 
 
@@ -99,7 +100,19 @@ class PlayedModel:
         self.created = self.card.created
         self.ready = True
         self.workers: dict[int, Any] = {}
-        self.tokenizer = SimpleNamespace(vocab_size=1_114_112, decode=lambda ids, skip=True: "".join(map(chr, ids)))
+
+        def encode(text: str, special: bool = True) -> list[int]:
+            return [1] * special + [ord(character) for character in text]
+
+        self.tokenizer: Any = SimpleNamespace(
+            vocab_size=1_114_112,
+            decode=lambda ids, skip=True: "".join(map(chr, ids)),
+            encode=encode,
+            encode_batch=lambda texts, special=True: [encode(text, special) for text in texts],
+            frame=((1,), ()),
+            loop_characters=10_000,
+        )
+        self.prompt_encoder = PromptEncoder(self.tokenizer)
         self.rendered: list[dict[str, Any]] = []
         self.generations: asyncio.Queue[Played] = asyncio.Queue()
         self.script: Callable[[Played], None] | None = None
@@ -108,8 +121,8 @@ class PlayedModel:
         self.rendered.append(options)
         return "".join(f"<{message['role']}>{message.get('content')}" for message in messages)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        return [1] * add_special_tokens + [ord(character) for character in text]
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> Sequence[int]:
+        return self.prompt_encoder.encode(text, add_special_tokens)
 
     def limit(self, prompt_length: int, max_tokens: int | None, *, param: str = "messages") -> int:
         left = self.card.context_length - prompt_length

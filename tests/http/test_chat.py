@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
 
 import pytest
@@ -223,17 +224,18 @@ async def test_tools_and_template_arguments_reach_the_template(running: Any) -> 
 
 async def test_a_long_prompt_is_tokenized_off_the_event_loop(running: Any) -> None:
     threads: list[bool] = []
-    encode = running.model.encode
+    tokenizer = running.model.tokenizer
 
-    def noting(text: str, **options: Any) -> list[int]:
+    def noting(encode: Any, *arguments: Any) -> Any:
         try:
             asyncio.get_running_loop()
             threads.append(False)
         except RuntimeError:
             threads.append(True)
-        return encode(text, **options)
+        return encode(*arguments)
 
-    running.model.encode = noting
+    tokenizer.encode = functools.partial(noting, tokenizer.encode)
+    tokenizer.encode_batch = functools.partial(noting, tokenizer.encode_batch)
     running.model.script = lambda played: played.say("x")
     running.model.card = running.model.card.__class__(name="m", path="/", context_length=100_000)
     await running.chat(messages=[{"role": "user", "content": "a" * 20_000}], max_tokens=1)

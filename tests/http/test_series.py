@@ -15,6 +15,7 @@ from dynamo_core.http.observe import FrontendMetrics
 from dynamo_core.plugins import Faults
 from dynamo_core.runtime.exposition import render
 from dynamo_core.serving.dispatch import DispatchCounters
+from dynamo_core.serving.prompt_encoder import PromptCacheCounters
 
 
 def values(registry: CollectorRegistry) -> dict[str, float]:
@@ -82,7 +83,17 @@ def test_a_scrape_reads_queues_facts_loads_migrations_hit_rates_and_faults() -> 
     card = ModelCard(name="m", path="", context_length=100, block_size=16)
     worker = WorkerView(10, card, EngineLoad(running=4, kv_used_blocks=9))
     silent = WorkerView(11, card)
-    model: Any = SimpleNamespace(name="m", card=card, ready=True, waiting=5, counters=counters, workers={10: worker, 11: silent})
+    prompts = PromptCacheCounters()
+    prompts.hits, prompts.misses, prompts.reused_tokens, prompts.encoded_tokens, prompts.bytes = 1, 2, 30, 40, 500
+    model: Any = SimpleNamespace(
+        name="m",
+        card=card,
+        ready=True,
+        waiting=5,
+        counters=counters,
+        workers={10: worker, 11: silent},
+        prompt_encoder=SimpleNamespace(counters=prompts),
+    )
     faults = Faults()
     faults.returned("gate", "dynamo_authenticate", None, "something else")
     registry = CollectorRegistry()
@@ -90,6 +101,9 @@ def test_a_scrape_reads_queues_facts_loads_migrations_hit_rates_and_faults() -> 
     found = values(registry)
     assert (found["p_queued_requests|m"], found["p_model_ready|m"]) == (5, 1)
     assert (found["p_model_migration_total|m"], found["p_model_migration_failures_total|m"]) == (2, 1)
+    cache = "p_tokenizer_cache"
+    assert [found[f"{cache}_{name}_total|m"] for name in ("hits", "misses", "cached_tokens", "uncached_tokens")] == [1, 2, 30, 40]
+    assert found[f"{cache}_bytes|m"] == 500
     assert (found["p_model_context_length|m"], found["p_model_migration_limit|m"]) == (100, 3)
     assert (found["p_worker_running_requests|m|a"], found["p_worker_active_decode_blocks|m|a"]) == (4, 9)
     assert "p_worker_running_requests|m|b" not in found

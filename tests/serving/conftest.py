@@ -19,6 +19,7 @@ from dynamo_core.serving.output import ChoiceOutput, GenerationRequest, Usage
 from dynamo_core.serving.record import RequestRecord
 from dynamo_core.serving.router_guard import RouterGuard
 from dynamo_core.serving.served_model import ServedModel
+from dynamo_core.serving.wire import decode_request
 
 
 class RecordingSink:
@@ -78,7 +79,7 @@ class PlayedStream:
 
     def __init__(self, worker_id: int, request: dict[str, Any], context: Context, receiver: Any) -> None:
         self.worker_id = worker_id
-        self.request = request
+        self.request = {**request, "token_ids": list(decode_request(request).token_ids)}
         self.context = context
         self.receiver = receiver
         self.cancelled: list[bool] = []
@@ -161,6 +162,7 @@ class Letters:
     """A tokenizer whose tokens are characters; ids from 1000 are the bytes of a character that comes in pieces."""
 
     vocab_size = 2000
+    frame = ((), ())
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(letter) for letter in text]

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from array import array
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -39,7 +43,7 @@ def through_msgpack(item: object) -> object:
 def test_a_request_survives_the_plane() -> None:
     request = EngineRequest(
         id="r",
-        token_ids=[1, 2, 3],
+        token_ids=array("I", [1, 2, 3]),
         sampling=SamplingParams(temperature=0.5, logit_bias={7: -1.0}, guided={"regex": "a+"}),
         stop=StopConditions(max_tokens=9, stop_token_ids=(4,)),
         eos_token_ids=(2,),
@@ -47,6 +51,30 @@ def test_a_request_survives_the_plane() -> None:
         extra={"x": [1, {"y": None}]},
     )
     assert decode_request(through_msgpack(encode_request(request))) == request
+
+
+@given(st.lists(st.integers(0, 2**32 - 1)), st.sampled_from((list, tuple, partial(array, "I"))))
+def test_token_ids_travel_as_four_bytes_each(ids: list[int], kind: Callable[[list[int]], Sequence[int]]) -> None:
+    item = encode_request(EngineRequest(id="r", token_ids=kind(ids)))
+    assert item["token_ids"] == b"".join(number.to_bytes(4, "little") for number in ids)
+    assert decode_request(through_msgpack(item)).token_ids == array("I", ids)
+
+
+def test_token_ids_may_come_as_integers() -> None:
+    assert decode_request({"id": "r", "token_ids": [1, 2, 3]}).token_ids == [1, 2, 3]
+
+
+def test_what_are_no_token_ids_is_left_to_the_worker() -> None:
+    assert encode_request(EngineRequest(id="r", token_ids=[-1, 2**40]))["token_ids"] == [-1, 2**40]
+
+
+def test_a_part_of_a_prompt_can_be_a_chunk() -> None:
+    prompt = array("I", [5, 6, 7])
+    assert encode_chunk(EngineChunk(prompt[:2])) == [5, 6]
+    assert through_msgpack(encode_chunk(EngineChunk(prompt[1:], finish_reason="stop"))) == {
+        "token_ids": [6, 7],
+        "finish_reason": "stop",
+    }
 
 
 def test_a_bare_token_is_an_integer() -> None:
@@ -77,7 +105,7 @@ def test_what_is_no_chunk_is_a_protocol_error(item: object) -> None:
         decode_chunk(item)
 
 
-@pytest.mark.parametrize("item", [None, 7, {}, {"id": "x"}, {"id": 1, "token_ids": []}])
+@pytest.mark.parametrize("item", [None, 7, {}, {"id": "x"}, {"id": "x", "token_ids": b"12345"}, {"id": 1, "token_ids": []}])
 def test_what_is_no_request_is_a_protocol_error(item: object) -> None:
     with pytest.raises(ProtocolError):
         decode_request(item)

@@ -45,7 +45,7 @@ def chat_route(service: OpenAiService, defaults: Mapping[str, Any] = {}) -> HTTP
         served = service.admit(exchange, data)
         _check(data)
         text = _render(served, data)
-        prompts = await service.encode(served, (text,), add_special_tokens=False)
+        prompts = await served.prompt_encoder.encode_all((text,), add_special_tokens=False)
         completion_tokens = data.max_completion_tokens is not None
         wish = Wish(
             endpoint="chat",

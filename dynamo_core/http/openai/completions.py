@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from litestar import post
@@ -47,7 +48,7 @@ def completions_route(service: OpenAiService, defaults: Mapping[str, Any] = {}) 
         exchange = exchange_of(scope)
         served = service.admit(exchange, data)
         _check(data)
-        prompts = await _prompts(service, served, data)
+        prompts = await _prompts(served, data)
         wish = Wish(
             endpoint="completions",
             prompt_param="prompt",
@@ -77,16 +78,16 @@ def _check(data: CompletionRequest) -> None:
         raise _invalid("logprobs", "`logprobs` of the prompt are not supported; leave out `echo` or `logprobs`.")
 
 
-async def _prompts(service: OpenAiService, served: ServedModel, data: CompletionRequest) -> tuple[list[int], ...]:
+async def _prompts(served: ServedModel, data: CompletionRequest) -> tuple[array[int], ...]:
     texts = _texts(data.prompt)
     if texts:
-        return await service.encode(served, texts, add_special_tokens=data.add_special_tokens is not False)
+        return await served.prompt_encoder.encode_all(texts, add_special_tokens=data.add_special_tokens is not False)
     lists = _token_lists(data.prompt)
     vocabulary = served.tokenizer.vocab_size
     for ids in lists:
         if ids and max(ids) >= vocabulary:
             raise _invalid("prompt", f"`prompt` has the token id {max(ids)}, but the model knows ids below {vocabulary} only.")
-    return tuple(lists)
+    return tuple(array("I", ids) for ids in lists)
 
 
 def _texts(prompt: Prompt) -> list[str]:
@@ -109,7 +110,7 @@ def _token_lists(prompt: Prompt) -> list[list[int]]:
     raise _invalid("prompt", "`prompt` must be all text, all token ids or all lists of token ids, not a mixture.")
 
 
-def _echo(served: ServedModel, data: CompletionRequest, prompts: tuple[list[int], ...], n: int) -> list[str]:
+def _echo(served: ServedModel, data: CompletionRequest, prompts: Sequence[Sequence[int]], n: int) -> list[str]:
     """The prompt's text of each choice; empty without ``echo``."""
     if not data.echo:
         return []

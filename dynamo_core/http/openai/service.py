@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from typing import Literal
@@ -30,8 +29,6 @@ from dynamo_core.serving.served_model import ServedModel
 
 __all__ = ["OpenAiService", "Wish"]
 
-_LONG_TEXT = 8192
-"""Characters from which tokenizing leaves the event loop: about half a millisecond's work at the slower tokenizer's speed."""
 _TRACE_HEADERS = ("traceparent", "tracestate")
 
 
@@ -67,16 +64,8 @@ class OpenAiService:
         check_fields(body)
         return served
 
-    async def encode(self, served: ServedModel, texts: Sequence[str], *, add_special_tokens: bool) -> tuple[list[int], ...]:
-        """Token ids of each text, off the event loop when they are long."""
-
-        def encode_all() -> tuple[list[int], ...]:
-            return tuple(served.encode(text, add_special_tokens=add_special_tokens) for text in texts)
-
-        return await asyncio.to_thread(encode_all) if sum(map(len, texts)) > _LONG_TEXT else encode_all()
-
     async def request(
-        self, exchange: Exchange, served: ServedModel, body: SamplingFields, prompts: tuple[list[int], ...], wish: Wish
+        self, exchange: Exchange, served: ServedModel, body: SamplingFields, prompts: tuple[Sequence[int], ...], wish: Wish
     ) -> GenerationRequest:
         """The request as the pipeline takes it, checked, and changed as the plugins like."""
         n = body.n or 1
@@ -159,7 +148,7 @@ class OpenAiService:
         return UsageStats(bool(options.include_usage), bool(options.include_usage and options.continuous_usage_stats))
 
 
-def _limit(served: ServedModel, prompts: Sequence[list[int]], wish: Wish) -> int:
+def _limit(served: ServedModel, prompts: Sequence[Sequence[int]], wish: Wish) -> int:
     """``max_tokens`` for all prompts: the least that one of them leaves."""
     context_length = served.card.context_length
     tightest: int | None = None
