@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     peers.add_argument("--results", type=Path, default=ROOT / "build" / "benchmarks", help="folder for raw numbers (%(default)s)")
     commands.add_parser("parts", help="the small programs in turn: each measures one part of this project")
     page = commands.add_parser("page", help="write docs/performance.md's figures and plots from a result file")
-    page.add_argument("results", type=Path)
+    page.add_argument("results", type=Path, nargs="+", help="of several, a case of a later file replaces that of an earlier one")
     return top
 
 
@@ -47,7 +47,7 @@ def compare(options: argparse.Namespace) -> int:
     from benchmarks.peers.cases import CASES
     from benchmarks.peers.environment import prepare
     from benchmarks.peers.report import report
-    from benchmarks.peers.results import Results, command, machine, versions
+    from benchmarks.peers.results import Results, RunInfo, command, machine, versions
     from benchmarks.peers.run import Run
     from benchmarks.peers.servers import OURS, SERVERS
     from dynamo_core.testing.tiny_model import make_tiny_model
@@ -58,7 +58,7 @@ def compare(options: argparse.Namespace) -> int:
     for requirement, why in prepare(options.peers_venv).items():
         print(f"cannot install {requirement}: {why}")
     rounds, seconds = options.rounds or (1 if quick else 3), options.seconds or (2.0 if quick else 5.0)
-    at, on = dt.datetime.now(dt.UTC), machine()
+    at, load = dt.datetime.now(dt.UTC), round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory() as folder:
         small = make_tiny_model(Path(folder) / "tiny", weights=False)
         model = options.model if (options.model / "tokenizer.json").exists() else small
@@ -72,8 +72,12 @@ def compare(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("\ninterrupted: what was measured so far follows")
     results = Results(
-        command=command(), date=f"{at:%Y-%m-%d %H:%M} UTC", machine=on, versions=versions(options.peers_venv),
-        model=model.name, rounds=rounds, seconds=seconds, measurements=run.measurements, left_out=run.left_out,
+        runs=[
+            RunInfo(
+                command=command(), date=f"{at:%Y-%m-%d %H:%M} UTC", load=load, rounds=rounds, seconds=seconds, model=model.name
+            )
+        ],
+        machine=machine(), versions=versions(options.peers_venv), measurements=run.measurements, left_out=run.left_out,
     )  # fmt: skip
     path = options.results / f"{at:%Y%m%d-%H%M%S}.json"
     results.write(path)
@@ -99,7 +103,7 @@ def main() -> int:
         return parts()
     from benchmarks.peers.page import write
 
-    for path in write(options.results):
+    for path in write(*options.results):
         print(path)
     return 0
 

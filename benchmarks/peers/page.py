@@ -23,9 +23,9 @@ def filled(page: str, results: Results) -> str:
     return f"{before}{BEGIN}\n{report(results)}\n{END}{after}"
 
 
-def write(source: Path) -> list[Path]:
+def write(*sources: Path) -> list[Path]:
     """Write page, plots and the page's copy of the results; returns the files."""
-    results = Results.read(source)
+    results = Results.read(*sources)
     results.write(RESULTS)
     PAGE.write_text(filled(PAGE.read_text(), results))
     return [PAGE, RESULTS, *plot(results, RESULTS.parent)]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks.peers.cases import CASES, Case, Column
-from benchmarks.peers.results import Measurement, Results
+from benchmarks.peers.results import Measurement, Results, RunInfo
 from benchmarks.peers.servers import OURS
 
 __all__ = ["Figures", "report", "worse"]
@@ -84,15 +84,19 @@ def _about(results: Results) -> list[str]:
     machine = results.machine
     versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
     return [
-        f"    {results.command}",
+        *(f"    {run.command}" for run in results.runs),
         "",
-        f"- {results.date}; {results.rounds} rounds of {results.seconds:g} s, in turn; model folder `{results.model}`",
         f"- {machine.cores} cores ({machine.processor}), {machine.memory_gib:g} GiB, {machine.system}",
-        f"- load average before the run: {machine.load}; more than some tenths means that other work had a share",
         f"- {versions}",
+        *(f"- {_about_run(run)}" for run in results.runs),
         *(f"- left out: {why}" for why in results.left_out.values()),
         "",
     ]
+
+
+def _about_run(run: RunInfo) -> str:
+    rounds = f"{run.rounds} round{'s' * (run.rounds > 1)} of {run.seconds:g} s"
+    return f"{run.date}: {rounds}, model folder `{run.model}`, load average before it {run.load:g}"
 
 
 def _summary(figures: Figures) -> list[str]:

@@ -13,7 +13,9 @@ import msgspec
 
 import dynamo_core
 
-__all__ = ["Machine", "Measurement", "Results", "machine", "versions"]
+__all__ = ["Machine", "Measurement", "Results", "RunInfo", "command", "machine", "versions"]
+
+_NONE = b'"measurements":[]'
 
 
 class Measurement(msgspec.Struct, frozen=True):
@@ -28,42 +30,57 @@ class Machine(msgspec.Struct, frozen=True):
     processor: str
     cores: int
     memory_gib: float
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """How some of the measurements came about."""
+
+    command: str
+    date: str
     load: float
-    """Of the minute before the run: other work on the machine shows in it."""
+    """Load average of the minute before: other work on the machine shows in it."""
+    rounds: int
+    seconds: float
+    model: str
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    command: str
-    date: str
+    runs: list[RunInfo]
     machine: Machine
     versions: dict[str, str]
-    model: str
-    rounds: int
-    seconds: float
     measurements: list[Measurement]
     left_out: dict[str, str] = {}
     """Server → why it is not in the tables."""
 
     @classmethod
-    def read(cls, path: Path) -> Results:
-        return msgspec.json.decode(path.read_bytes(), type=cls)
+    def read(cls, *paths: Path) -> Results:
+        """Of several files, a case of a later one replaces that of an earlier one. All must be of one machine."""
+        read = [msgspec.json.decode(path.read_bytes(), type=cls) for path in paths]
+        whole = read[0]
+        for more in read[1:]:
+            again = {made.case for made in more.measurements}
+            whole = cls(
+                runs=whole.runs + more.runs,
+                machine=more.machine,
+                versions=whole.versions | more.versions,
+                measurements=[made for made in whole.measurements if made.case not in again] + more.measurements,
+                left_out=whole.left_out | more.left_out,
+            )
+        return whole
 
     def write(self, path: Path) -> None:
+        """A measurement a line, so that the file stays small and its changes readable."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+        before, after = msgspec.json.encode(msgspec.structs.replace(self, measurements=[])).split(_NONE)
+        lines = b",\n".join(map(msgspec.json.encode, self.measurements))
+        path.write_bytes(before + _NONE[:-1] + b"\n" + lines + b"\n]" + after + b"\n")
 
 
 def machine() -> Machine:
-    processor = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Machine(platform.platform(), processor, os.cpu_count() or 0, round(memory, 1), round(os.getloadavg()[0], 2))
+    return Machine(platform.platform(), processor, os.cpu_count() or 0, round(memory, 1))
 
 
 def versions(peers: Path) -> dict[str, str]:
