@@ -59,7 +59,7 @@ class Choice:
         self._pushed = 0
         self._told = 0
         if request.logprobs is not None:
-            self._steady = self._thorough_items
+            self._steady: Callable[[list[Any]], None] = self._thorough_items
         else:
             self._steady = self._plain_items if self._matcher is None else self._matched_items
         self.on_items: Callable[[list[Any]], None] = self._first_items
@@ -89,7 +89,7 @@ class Choice:
     def close(self) -> None:
         """Take nothing more."""
         self.done = True
-        self.on_items = _ignore
+        self.on_items = self._steady = _ignore
 
     # --- items ---------------------------------------------------------------------------------------------------------------
 

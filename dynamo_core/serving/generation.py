@@ -46,7 +46,7 @@ class Generation:
         alone = request.n == 1 and len(request.prompts) == 1
         self.flush: Callable[[], None] = sink.flush if alone else self._flush_soon
         """Called by choices after each frame. A single choice writes at once, several share one write a turn."""
-        self.choices = tuple(
+        self.choices: tuple[Choice, ...] = tuple(
             Choice(self, prompt_index * request.n + choice, prompt, tokenizer)
             for prompt_index, prompt in enumerate(request.prompts)
             for choice in range(request.n)
@@ -99,12 +99,14 @@ class Generation:
         else:
             self._settle()
             self.sink.completed(self.usage())
+            self._part()
 
     def fail(self, error: DynamoError) -> None:
         """End all choices with an error."""
         if not self._ended:
             self._end("failed")
             self.sink.failed(error)
+            self._part()
 
     # --- ends ----------------------------------------------------------------------------------------------------------------
 
@@ -118,6 +120,7 @@ class Generation:
             return
         if killed:
             self._end("cancelled")
+            self._part()
             return
         for choice in self.choices:  # those on a worker are told by it
             if not choice.done and choice.sequence.waiting:
@@ -133,13 +136,19 @@ class Generation:
         self._ended = True
         if self._timer is not None:
             self._timer.close()
-        if self._unregister is not None:
-            self._unregister()
+        unregister, self._unregister = self._unregister, None
+        if unregister is not None:
+            unregister()
         usage = self.usage()
         record = self.record
         record.output_tokens = usage.output_tokens
         record.cached_tokens = usage.cached_tokens
         record.finish_reasons = [choice.finish_reason for choice in self.choices if choice.finish_reason is not None]
+
+    def _part(self) -> None:
+        """Open the circles, so that all of it is freed at once: the garbage collector takes longer, while everybody waits."""
+        self.choices = ()
+        self.flush = self.sink.flush
 
     def _flush_soon(self) -> None:
         if not self._flushing:

@@ -94,7 +94,7 @@ class Leg:
             sequence.leg_ended(self, EngineError("The request could not be sent to a worker."))
             return
         if self._killed:  # by a callback from within open()
-            self._stream.cancel(kill=True)
+            self.kill()
 
     def over(self) -> None:
         """Deliver nothing more."""
@@ -104,8 +104,9 @@ class Leg:
     def kill(self) -> None:
         self._killed = True
         self.on_items = _ignore
-        if self._stream is not None:
-            self._stream.cancel(kill=True)
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.cancel(kill=True)
 
     def pause(self) -> None:
         if self._stream is not None:
@@ -116,10 +117,12 @@ class Leg:
             self._stream.resume()
 
     def on_end(self) -> None:
+        self._stream = None
         if not self.released:
             self.sequence.leg_ended(self, EngineError("The worker ended the stream without a finish reason."))
 
     def on_error(self, error: DynamoError) -> None:
+        self._stream = None
         if not self.released:
             self.sequence.leg_ended(self, error)
 
@@ -160,9 +163,9 @@ class Sequence:
         "dispatcher",
         "leg",
         "named",
+        "placed",
         "receiver",
         "request",
-        "placed",
         "route",
         "setback",
     )
@@ -176,11 +179,11 @@ class Sequence:
         self.context = context
         self.receiver = receiver
         self.leg: Leg | None = None
+        self.placed: Route | None = None
+        """The latest decision of the router."""
         self.closed = False
         self.named = route.pinned is not None
         """The client wants this worker and no other."""
-        self.placed: Route | None = None
-        """The latest decision of the router."""
         self.setback: DynamoError | None = None
         """What ended the latest leg."""
         self._origin = request
@@ -205,8 +208,9 @@ class Sequence:
 
     def fail(self, error: DynamoError) -> None:
         if not self.closed:
+            receiver = self.receiver
             self._close("cancelled" if self.context.is_stopped() else "failed")
-            self.receiver.on_error(error)
+            receiver.on_error(error)
 
     def pause(self) -> None:
         self._paused = True
@@ -274,6 +278,7 @@ class Sequence:
         if self.closed:
             return
         self.closed = True
+        del self.receiver  # which holds this sequence: a circle that only the garbage collector would open
         leg, self.leg = self.leg, None
         if leg is not None:
             self.dispatcher.release(leg, outcome)

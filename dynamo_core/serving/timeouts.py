@@ -60,6 +60,7 @@ class StreamTimer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._expired = _ignore
 
     def _arm(self) -> None:
         due = [moment for moment in (self._deadline, self._quiet_until()) if moment is not None]
@@ -96,3 +97,7 @@ class StreamTimer:
             self._expired(DeadlineExceeded(f"{what} within {seconds:g} s.", code=code))
             return
         self._arm()
+
+
+def _ignore(_: DynamoError) -> None:
+    """What a timer calls that is closed: it holds nothing of its generation, which holds the timer."""

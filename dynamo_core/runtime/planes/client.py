@@ -48,7 +48,7 @@ class ConnectionStream:
         self.taken = 0
         """Items received and not yet granted again; below zero while paused, so that :data:`_GRANT` is never reached."""
         self.unlink: Callable[[], None] | None = None
-        """Parts the stream from its context."""
+        """Of the stream from its context; called by :meth:`part`."""
         self._connection = connection
         self._paused = False
 
@@ -70,6 +70,12 @@ class ConnectionStream:
             self.taken += _NEVER
             if self.taken >= _GRANT:
                 self.grant()
+
+    def part(self) -> None:
+        """From its context, which no longer concerns it."""
+        unlink, self.unlink = self.unlink, None
+        if unlink is not None:
+            unlink()
 
     def grant(self) -> None:
         if self.id in self._connection.streams:
@@ -111,8 +117,7 @@ class ClientConnection(Connection):
         """Nothing more is delivered to it."""
         if self.streams.pop(stream.id, None) is not None:
             self._assemblers.pop(stream.id, None)
-            if stream.unlink is not None:
-                stream.unlink()
+            stream.part()
 
     async def answered(self) -> None:
         """Wait until the server has answered a ping. Raises what the connection failed with."""
@@ -139,8 +144,7 @@ class ClientConnection(Connection):
         streams = tuple(self.streams.values())
         self.streams.clear()
         for stream in streams:
-            if stream.unlink is not None:
-                stream.unlink()
+            stream.part()
             _tell_error(stream.receiver, error)
 
     def _receive(self, messages: list[Message]) -> None:
