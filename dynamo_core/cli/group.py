@@ -25,6 +25,8 @@ _COMMANDS = {
     "run": "Run an engine at once: HTTP, chat, one answer, a batch, or a worker.",
     "chat": "Talk to a model, here or on a running server.",
     "status": "Show processes, models and workers of a running serve.",
+    "sleep": "Let workers of a running serve rest.",
+    "wake": "Let workers that rest serve again.",
     "router": "Run a router as a process of its own, or explain a choice.",
     "simulate": "Replay a trace through routers and simulated workers, in virtual time.",
     "reload": "Have a running serve read its configuration again.",

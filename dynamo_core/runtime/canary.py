@@ -94,6 +94,10 @@ class Canary:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._over():
+            if "asleep" in self._served.suspended:
+                self._pulse.beat()  # nobody expects an answer, and the next is due a whole wait after the waking
+                await asyncio.sleep(min(_AGAIN_SECONDS, self._settings.wait))
+                continue
             if self.healthy:
                 rest = self._pulse.at + self._settings.wait - loop.time()
             else:

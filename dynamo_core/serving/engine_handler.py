@@ -30,10 +30,14 @@ class EngineHandler:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._submit: Callable[..., None] | None = engine.submit if isinstance(engine, StepEngine) else None
+        self.refusal: DynamoError | None = None
+        """What requests are told that come all the same; ``None``: they are served."""
         self._running: set[_Stream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, item: Any, context: Context, sink: ResponseSink) -> None:
+        if self.refusal is not None:
+            raise self.refusal
         request = decode_request(item)
         stream = _Stream(request.id, sink, self._running)
         unregister = context.on_cancel(stream.cancelled)

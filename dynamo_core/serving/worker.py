@@ -58,6 +58,7 @@ class EngineWorker:
         endpoint: str = "generate",
     ) -> None:
         self.name = name
+        self.asleep = False
         self.card: ModelCard | None = None
         """Set once started."""
         self.fatal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -134,19 +135,26 @@ class EngineWorker:
         return card
 
     async def sleep(self) -> None:
-        """Leave discovery, so that no router chooses this worker, and let what runs finish within the grace time; an engine that
-        can (``async def sleep``) then frees what it does not need. Until :meth:`wake`."""
+        """Leave discovery, so that no router chooses this worker, let what runs finish within the grace time and move the rest;
+        an engine that can (``async def sleep``) then frees what it does not need. Until :meth:`wake`."""
+        self.asleep = True
         for served in self._served:
             await served.suspend("asleep")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.graceful_shutdown_secs):
                 while self.running:  # noqa: ASYNC110  # rare, and no event is worth its cost to every request
                     await asyncio.sleep(_IDLE_SECONDS)
+        if self._handler is not None and self.asleep:
+            self._handler.refusal = EngineShutdown("The worker is asleep.")
+            self._handler.abandon(EngineShutdown("The worker went to sleep before the request was complete."))
         await self._asked("sleep")
 
     async def wake(self) -> None:
         """Serve again, once the engine is ready for it."""
         await self._asked("wake")
+        self.asleep = False
+        if self._handler is not None:
+            self._handler.refusal = None
         for served in self._served:
             await served.resume("asleep")
 

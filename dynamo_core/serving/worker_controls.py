@@ -24,6 +24,7 @@ def add_controls(runtime: DistributedRuntime, worker: EngineWorker, metrics: Cal
         return {
             "worker_id": runtime.instance_id,
             "model": card.name if card is not None else None,
+            "asleep": worker.asleep,
             "running": worker.running,
             "load": msgspec.to_builtins(worker.load()),
         }

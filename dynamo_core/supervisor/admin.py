@@ -23,8 +23,8 @@ ADMIN_SOCKET = "admin.sock"
 
 class AdminServer:
     """Answers ``status``, ``metrics`` (the sum over frontends), ``reload``, and ``fan_out`` with
-    ``{"name": …, "data": …, "kind": "frontend"}``: the same question to every process of a kind, answered with
-    ``{"answers": {process: answer}, "errors": {process: sentence}}``.
+    ``{"name": …, "data": …, "kind": "frontend"}``: the same question to every process of a kind, or to those that ``processes``
+    names, within ``within`` seconds (2), answered with ``{"answers": {process: answer}, "errors": {process: sentence}}``.
     """
 
     def __init__(
@@ -80,7 +80,9 @@ class AdminServer:
     async def _fan_out(self, data: Mapping[str, Any]) -> dict[str, Any]:
         kind = data.get("kind", "frontend")
         processes = [process for process in self._processes if process.kind == kind]
-        found = await ask_all(processes, str(data.get("name", "")), data.get("data"))
+        if "processes" in data:
+            processes = [process for process in processes if process.name in data["processes"]]
+        found = await ask_all(processes, str(data.get("name", "")), data.get("data"), within=float(data.get("within", 2.0)))
         return {
             "answers": {name: answer for name, answer in found.items() if isinstance(answer, dict)},
             "errors": {name: answer.message for name, answer in found.items() if isinstance(answer, ServiceUnavailable)},

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,8 @@ async def _run_worker(order: Order, control: Control) -> int:
         if not await _start(worker, stop):
             return 0
         stack.enter_context(compiled.watchdog())
+        for name, order_of in (("sleep", worker.sleep), ("wake", worker.wake)):
+            control.answer(name, partial(_obeyed, order_of))
         control.ready(_worker_facts(worker, runtime), lambda: _worker_facts(worker, runtime))
         return await _until_over(worker, stop)
 
@@ -139,8 +142,13 @@ async def _until_over(worker: EngineWorker, stop: asyncio.Event) -> int:
     return 0
 
 
+async def _obeyed(order_of: Callable[[], Awaitable[None]]) -> dict[str, Any]:
+    await order_of()
+    return {}
+
+
 def _worker_facts(worker: EngineWorker, runtime: DistributedRuntime) -> WorkerReport:
-    return WorkerReport(id=runtime.instance_id, model=worker.card.name if worker.card else "")
+    return WorkerReport(id=runtime.instance_id, model=worker.card.name if worker.card else "", asleep=worker.asleep)
 
 
 # --- frontend ----------------------------------------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
 
     id: int
     model: str = ""
+    asleep: bool = False
 
 
 class ReloadReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,17 +130,23 @@ async def run_status(processes: Sequence[Process], *, pid: int, url: str, starte
         answer = answers[process.name]
         if process.kind == "frontend" and isinstance(answer, dict):
             _add_frontend(msgspec.convert(answer, FrontendReport), models, workers)
+    asleep: set[str] = set()
     for process in processes:
         answer = answers[process.name]
         if process.kind == "worker" and process.facts:
             report = msgspec.convert(answer if isinstance(answer, dict) else process.facts, WorkerReport)
             _add_worker(process, report, workers)
+            if report.asleep:
+                asleep.add(process.name)
     return RunStatus(
         pid=pid,
         url=url,
         started=started,
         processes=tuple(
-            ProcessStatus(name=p.name, kind=p.kind, pid=p.pid, state=str(p.state), restarts=p.restarts) for p in processes
+            ProcessStatus(
+                name=p.name, kind=p.kind, pid=p.pid, state="asleep" if p.name in asleep else str(p.state), restarts=p.restarts
+            )
+            for p in processes
         ),
         models=tuple(models[name] for name in sorted(models)),
         workers=tuple(sorted(workers.values(), key=lambda worker: (worker.name or "~", worker.id))),

@@ -209,6 +209,31 @@ class TestFailures:
         eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), within=10)
 
 
+class TestSleep:
+    def test_a_worker_sleeps_and_wakes_while_the_other_serves(self, serve, dynamo, tiny_model):
+        server = serve("--engine", "mocker", "--model", str(tiny_model), "--model-name", "tiny", "--workers", "2")
+
+        def states():
+            return {p["name"]: p["state"] for p in server.status()["processes"] if p["kind"] == "worker"}
+
+        def routable():
+            return len(server.get("/health")[1]["models"]["tiny"]["instances"])
+
+        run = dynamo("sleep", "worker-0", "--http-port", str(server.port), env=server.env)
+        assert (run.returncode, run.stdout) == (0, "worker-0 is asleep\n"), run.stderr
+        assert states() == {"worker-0": "asleep", "worker-1": "ready"}
+        eventually(lambda: routable() == 1)
+        assert chat(server, "still there?").choices[0].message.content
+        run = dynamo("wake", "--http-port", str(server.port), env=server.env)
+        assert (run.returncode, run.stdout) == (0, "worker-0 is awake\nworker-1 is awake\n"), run.stderr
+        eventually(lambda: routable() == 2)
+        assert states() == {"worker-0": "ready", "worker-1": "ready"}
+        run = dynamo("sleep", "worker-7", "--http-port", str(server.port), env=server.env)
+        assert run.returncode == 2
+        assert "There is no worker worker-7: there are worker-0, worker-1." in run.stderr
+        assert server.stop() == 0
+
+
 class TestPlugins:
     def test_an_installed_package_changes_behaviour_when_it_is_named(self, serve, tiny_model, tmp_path):
         target = tmp_path / "site"

@@ -321,9 +321,34 @@ async def test_a_worker_that_sleeps_gets_no_requests_until_it_wakes(house: House
     worker._engine.sleep, worker._engine.wake = lambda: note("sleep"), lambda: note("wake")  # type: ignore[union-attr]
     await worker.sleep()
     await until(lambda: not model.ready)
+    assert worker.asleep
     await worker.wake()
     assert await ready(manager) is model
-    assert asked == ["sleep", "wake"]
+    assert (asked, worker.asleep) == (["sleep", "wake"], False)
+
+
+async def test_what_runs_on_a_worker_that_sleeps_finishes_or_moves(house: House, recording_sink: Any) -> None:
+    first = await house.worker(engine_args={"step": 0.001}, graceful_shutdown_secs=0.05)
+    manager = await house.manager()
+    model = await ready(manager)
+    asked = [ask(model, recording_sink, tokens=400) for _ in range(4)]
+    await until(lambda: all(sink.texts for sink, *_ in asked))
+    await house.worker(engine_args={"step": 0.001})
+    await ready(manager, 2)
+    await first.sleep()
+    assert first.running == 0
+    await until(lambda: all(sink.ended for sink, *_ in asked))
+    assert [sink.error for sink, *_ in asked] == [None] * 4
+    assert model.counters.migrated == 4
+
+
+async def test_a_sleeping_worker_refuses_what_reaches_it_all_the_same(house: House, recording_sink: Any) -> None:
+    first = await house.worker()
+    await ready(await house.manager())
+    await first.sleep()
+    assert first._handler is not None
+    with pytest.raises(EngineShutdown, match="asleep"):
+        first._handler(None, Context(), recording_sink(Context()))
 
 
 async def test_an_engine_that_fails_its_canary_is_left_out_until_it_answers(

@@ -329,6 +329,16 @@ async def test_it_is_a_step_engine(make: Make) -> None:
     assert engine.health_payload().stop.max_tokens == 1
 
 
+async def test_it_sleeps_with_an_empty_cache(make: Make) -> None:
+    engine = await make()
+    prompt = range(1000, 1064)
+    await run(engine, request(prompt))
+    assert (await run(engine, request(prompt))).cached
+    await engine.sleep()
+    await engine.wake()
+    assert (await run(engine, request(prompt))).cached == 0
+
+
 async def test_ranks_have_caches_of_their_own_and_say_whose_events_are_whose(make: Make) -> None:
     told: list[tuple[int, int]] = []
     engine = await make(publish=lambda events, rank=0: told.append((rank, len(events))), data_parallel_size=2)

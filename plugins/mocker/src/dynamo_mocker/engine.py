@@ -82,6 +82,13 @@ class MockEngine:
         for rank in self._ranks:
             rank.clear_cache()
 
+    async def sleep(self) -> None:
+        """What a real engine would give back is its cache's memory."""
+        await self.clear_cache()
+
+    async def wake(self) -> None:
+        """The cache is empty, as a real one's is."""
+
     def load(self) -> EngineLoad:
         schedules = [rank.scheduler for rank in self._ranks]
         return EngineLoad(

@@ -163,6 +163,18 @@ class VllmEngine:
             raise EngineError("vLLM keeps its prefix cache while requests run; drain the worker first.")
         await self._step()  # vLLM tells of it with its next step
 
+    async def sleep(self) -> None:
+        """Empty the cache; where ``enable_sleep_mode`` was given, which needs a GPU, free its memory and that of the weights."""
+        await self.clear_cache()
+        if self._llm.vllm_config.model_config.enable_sleep_mode:
+            await self._llm.sleep(level=1)
+        else:
+            _log.warning("vLLM keeps its memory while it sleeps: start it with --engine-arg enable_sleep_mode=true to free it")
+
+    async def wake(self) -> None:
+        if self._llm.vllm_config.model_config.enable_sleep_mode:
+            await self._llm.wake_up()
+
     def load(self) -> EngineLoad:
         """vLLM's reading of its last step; it takes none when it goes idle, so that our own count decides."""
         live = len(self._streams)
