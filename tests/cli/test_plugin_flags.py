@@ -6,7 +6,8 @@ import json
 def test_an_active_plugin_adds_its_flags_to_the_help(dynamo):
     assert "--router-ttl-secs" not in dynamo("serve", "--help").stdout
     text = " ".join(dynamo("serve", "--router", "kv", "--help").stdout.split())
-    assert "--router-ttl-secs NUMBER That time. [env: DYN_ROUTER_TTL_SECS, DYN_ROUTER_TTL; default: 120.0]" in text
+    assert "--router-ttl-secs NUMBER How long a worker without KV events is believed" in text
+    assert "[env: DYN_ROUTER_TTL_SECS, DYN_ROUTER_TTL; default: 120.0]" in text
     assert "--router-kv-events / --no-router-kv-events" in text
     assert "--router-ttl-secs" in dynamo("frontend", "--help", DYN_ROUTER="kv-router").stdout
 
