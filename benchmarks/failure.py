@@ -51,6 +51,7 @@ def main() -> int:
     cases.choices["kill"].add_argument("--kills", type=int, default=20)
     cases.choices["kill"].add_argument("--pause-ms", type=float, default=100, help="longest added pause at the median; 0: any")
     cases.choices["etcd-outage"].add_argument("--seconds", type=float, default=60)
+    cases.choices["etcd-outage"].add_argument("--wait", type=float, default=15, help="seconds after it; longer than a lease")
     cases.choices["etcd-outage"].add_argument("--wipe", action="store_true", help="etcd comes back with an empty disk")
     options = parser.parse_args()
     introduce()
@@ -205,11 +206,13 @@ async def _outage(server: Deployment, etcd: EtcdServer, options: argparse.Namesp
     while (after := await registered(etcd.url)) != before and time.monotonic() < back + 30:
         await asyncio.sleep(0.2)
     took = time.monotonic() - back
-    await asyncio.sleep(15)  # longer than the leases of before
+    await asyncio.sleep(options.wait)
     last = await registered(etcd.url)
     outcomes = await load.stop()
     print(f"etcd was away for {options.seconds:g} s, {during} requests ended meanwhile or before")
-    print(f"{len(before)} keys before, {len(after)} the same {took:.1f} s after it was back, {len(last)} after another 15 s")
+    print(
+        f"{len(before)} keys before, {len(after)} the same {took:.1f} s after it was back, {len(last)} after another {options.wait:g} s"
+    )
     if not before or last != before:
         wrong.append("registrations are not whole")
     return outcomes, wrong
