@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,7 @@ def compare(options: argparse.Namespace) -> int:
         run = Run(
             model=model, small_model=small, peers=options.peers_venv, rounds=rounds, seconds=seconds, servers=servers
         )  # fmt: skip
+        signal.signal(signal.SIGTERM, _interrupt)
         try:
             run.run([CASES[name] for name in names])
         except KeyboardInterrupt:
@@ -83,6 +85,11 @@ def compare(options: argparse.Namespace) -> int:
     results.write(path)
     print(f"\n{report(results)}\nraw numbers: {path}\nleft out: {'; '.join(run.left_out.values()) or 'nobody'}")
     return 0 if run.measurements else 1
+
+
+def _interrupt(*_: object) -> None:
+    """SIGTERM ends as Ctrl-C does: servers are stopped, and what was measured is kept."""
+    raise KeyboardInterrupt
 
 
 def parts() -> int:

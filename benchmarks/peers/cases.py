@@ -225,7 +225,7 @@ CASES: Mapping[str, Case] = {
             name="conversations",
             title="Conversations of 10 turns, 16 at a time: 200 words of system prompt, 50 a turn, 64 tokens an answer",
             load=Closed(connections=16, source=lambda: Conversations(10, 64)),
-            columns=(_REQUEST[0], _REQUEST[1], _REQUEST[2], _TOKEN[3], _TOKEN[4]),
+            columns=(*_REQUEST[:3], *_FIRST[:2]),
         ),
         *map(_paced_streams, (32, 256, 1000)),
         Case(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -52,14 +53,29 @@ def _resident_kib(pid: int) -> int:
     return int(rest.split()[0]) if found else 0
 
 
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class ServerProcess:
-    """A program in a session of its own, so that a terminal's Ctrl-C is ours to pass on; its output goes to ``log``."""
+    """A program in a session of its own, so that a terminal's Ctrl-C is ours to pass on; its output goes to ``log``.
+
+    It gets SIGTERM when this process dies, however that comes.
+    """
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self.log = log
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                list(command), env={**os.environ, **environment}, stdout=file, stderr=file, start_new_session=True
+                list(command),
+                env={**os.environ, **environment},
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  # one thread starts servers, and there is no other
             )
         self.pid = self._process.pid
 
