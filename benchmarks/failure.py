@@ -211,7 +211,7 @@ async def _outage(server: Deployment, etcd: EtcdServer, options: argparse.Namesp
     outcomes = await load.stop()
     print(f"etcd was away for {options.seconds:g} s, {during} requests ended meanwhile or before")
     print(
-        f"{len(before)} keys before, {len(after)} the same {took:.1f} s after it was back, {len(last)} after another {options.wait:g} s"
+        f"{len(before)} keys before, {len(after)} the same {took:.1f} s after it was back, {len(last)} {options.wait:g} s later"
     )
     if not before or last != before:
         wrong.append("registrations are not whole")

@@ -1,4 +1,4 @@
-"""The short versions of the failure benchmarks: nothing may fail, every token must be right. Times are the long ones' business."""
+"""The short versions of the failure benchmarks: nothing may fail, every token must be right. Times are for the long ones."""
 
 from __future__ import annotations
 
