@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dynamo_core.contracts import (
-    NO_HINTS,
     BusyThresholds,
     Decision,
     ForeignRequest,
@@ -32,7 +31,7 @@ from dynamo_kv_router.credit import Credit
 from dynamo_kv_router.line import WaitingLine
 from dynamo_kv_router.load import PlaceLoad
 from dynamo_kv_router.replica import note_of, take_foreign
-from dynamo_kv_router.screen import HELD, Screen
+from dynamo_kv_router.screen import HELD, Screen, takes_anyone
 from dynamo_kv_router.thresholds import BusyGate
 
 __all__ = ["KvRouter"]
@@ -116,8 +115,8 @@ class KvRouter:
                 request = requests[i]
                 decision = self._place(request, workers)
                 if isinstance(decision, Hold):
-                    if request.pinned is None and not request.excluded and request.hints is NO_HINTS:
-                        break  # nobody else can go anywhere, either
+                    if takes_anyone(request):
+                        break
                     continue
                 decisions[i] = decision
                 line.leave(request)

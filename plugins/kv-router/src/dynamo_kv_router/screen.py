@@ -11,7 +11,7 @@ from dynamo_kv_router.config import KvRouterConfig
 from dynamo_kv_router.load import PlaceLoad
 from dynamo_kv_router.thresholds import BusyGate
 
-__all__ = ["HELD", "Fit", "Screen"]
+__all__ = ["HELD", "Fit", "Screen", "takes_anyone"]
 
 HELD = Hold(reason="every worker has enough to do")
 _NOBODY = Hold(reason="no worker is left for this request")
@@ -61,6 +61,12 @@ class Screen:
     def _has_room(self, places: Sequence[PlaceLoad]) -> bool:
         share = self._queue_share
         return share is None or any(not place.batch or place.prefill_tokens <= share * place.batch for place in places)
+
+
+def takes_anyone(request: RouteRequest) -> bool:
+    """Where it finds no room, nobody else does."""
+    hints = request.hints
+    return request.pinned is None and not request.excluded and not hints.required_taints and hints.dp_rank is None
 
 
 def _as_asked(request: RouteRequest, places: Sequence[PlaceLoad], fit: list[int]) -> list[int] | Reject:
