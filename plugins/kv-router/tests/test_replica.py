@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from dynamo_core.contracts import ForeignRequest, ModelCard, Route, RouterContext, RouteRequest, WorkerView
 from dynamo_core.testing.clock import FakeClock
 from dynamo_kv_router.router import KvRouter
@@ -104,9 +106,10 @@ def test_what_another_router_says_need_not_be_understood() -> None:
     assert pair.state(0)["workers"][1]["requests"] == 2, "rank 1 does not exist"
 
 
-def test_a_note_is_bounded() -> None:
-    pair = Pair()
+@pytest.mark.parametrize(("kv_events", "blocks"), [(True, 128), (False, 2048)])
+def test_a_note_is_bounded(kv_events: bool, blocks: int) -> None:
+    pair = Pair(kv_events=kv_events)
     (route,) = pair.routers[0].select([RouteRequest(id="r", token_ids=range(SIZE * 5000))], pair.views)
     assert isinstance(route, Route)
     assert route.note is not None
-    assert len(route.note()) == 512
+    assert len(route.note()) == blocks

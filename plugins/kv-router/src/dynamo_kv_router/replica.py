@@ -12,13 +12,15 @@ from dynamo_kv_router.caches import Caches
 
 __all__ = ["note_of", "take_foreign"]
 
-_BLOCKS = 512
-"""Blocks of a prompt that others are told of: 4.5 KiB at most."""
+_PROMISED, _ASSUMED = 128, 2048
+"""Blocks of a prompt that others are told of, 9 bytes each: few where KV events will tell the rest in a moment, and hashing them
+costs more than a choice; many where nobody will."""
 
 
-def note_of(prompt: PromptHashes) -> partial[list[int]]:
-    """For :attr:`Route.note <dynamo_core.contracts.Route.note>`: the prompt's first blocks, which its worker will have."""
-    return partial(_first_blocks, prompt)
+def note_of(prompt: PromptHashes, *, assumed: bool) -> partial[list[int]]:
+    """For :attr:`Route.note <dynamo_core.contracts.Route.note>`: the prompt's first blocks, which its worker will have.
+    ``assumed``: no KV event will say so."""
+    return partial(_first_blocks, prompt, _ASSUMED if assumed else _PROMISED)
 
 
 def take_foreign(books: Books, caches: Caches, request: ForeignRequest, worker_id: int, block_size: int) -> None:
@@ -35,8 +37,8 @@ def take_foreign(books: Books, caches: Caches, request: ForeignRequest, worker_i
     caches.sent(key, places[rank], PromptHashes.of(_hashes(request.note)), books.clock.now)
 
 
-def _first_blocks(prompt: PromptHashes) -> list[int]:
-    return prompt.upto(min(prompt.count, _BLOCKS))[:_BLOCKS]
+def _first_blocks(prompt: PromptHashes, limit: int) -> list[int]:
+    return prompt.upto(min(prompt.count, limit))[:limit]
 
 
 def _hashes(note: object) -> Sequence[int]:

@@ -139,7 +139,13 @@ class KvRouter:
         books.begin(key, place, len(request.token_ids), new, new * books.speed.token_ms, self._expected(request))
         self._caches.sent(key, place, prompt, books.clock.now)
         rank = place.rank if place.several else None
-        return Route(place.id, overlap.blocks[place.place], why, dp_rank=rank, note=note_of(prompt))
+        return Route(
+            place.id,
+            overlap.blocks[place.place],
+            why,
+            dp_rank=rank,
+            note=note_of(prompt, assumed=not self._caches.listens(place)),
+        )
 
     def _choose(self, request: RouteRequest, workers: Mapping[int, WorkerView]) -> _Choice | Hold | Reject:
         books, tokens = self._books, len(request.token_ids)
