@@ -30,6 +30,7 @@ _MISSING = re.compile(r"Object missing required field `(.+)`")
 _MISTYPED = re.compile(r"Expected `(.+)`, got `(.+)`")
 _OUT_OF_BOUNDS = re.compile(r"Expected `(\w+)`(?P<length> of length)? (?P<op><=|>=|<|>|==) (?P<bound>\S+)")
 _BYTE = re.compile(r"\(byte (\d+)\)")
+_HALF_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 
 _NOUNS = {
     "int": "an integer",
@@ -95,15 +96,18 @@ def _decode(decoder: msgspec.json.Decoder[Any], value: bytes) -> Any:
     except msgspec.ValidationError as error:
         raise _misfit(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(_malformed(error), code="invalid_json") from None
+        raise InvalidRequest(_malformed(error, value), code="invalid_json") from None
     except RecursionError:
         raise InvalidRequest("The request body is nested too deeply.", code="invalid_json") from None
 
 
-def _malformed(error: Exception) -> str:
+def _malformed(error: Exception, value: bytes) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "The request body is not valid JSON: it is not UTF-8."
-    place = _BYTE.search(str(error))
+    words = str(error)
+    place = _BYTE.search(words)
+    if "surrogate" in words or (place is None and _HALF_PAIR.search(value)):
+        return "The request body is not valid JSON: it holds half of a surrogate pair (as in \\ud83d), which is no character."
     if place is None:
         return "The request body is not valid JSON: it ends too early."
     return f"The request body is not valid JSON at byte {place[1]}."

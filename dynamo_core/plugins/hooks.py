@@ -101,7 +101,7 @@ def _arguments(info: PluginInfo, hook: str, function: Callable[..., Any]) -> tup
             positional = required and parameter.kind is not parameter.KEYWORD_ONLY
             arguments.append(name if positional else f"{name}={name}")
         elif required:
-            hint = suggestion(name, offered, what="its arguments")
+            hint = suggestion(name, offered, what="it gives") if offered else "it gives none."
             raise PluginError(f"plugin {info.label}: {hook} has an argument that the hook does not give, {name}: {hint}")
     return tuple(arguments)
 

@@ -90,11 +90,19 @@ async def test_a_field_that_does_not_fit_is_named(running: Any, fields: dict[str
     assert words is None or message == words
 
 
+HALF_PAIR = "The request body is not valid JSON: it holds half of a surrogate pair (as in \\ud83d), which is no character."
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
         (b"", "The request body is missing; send a JSON object."),
         (b"{", "The request body is not valid JSON: it ends too early."),
+        (b'{"model": "\\ud83d"}', HALF_PAIR),
+        (b'{"model": "\\ud83d and more"}', HALF_PAIR),
+        (b'{"model": "\\udc00"}', HALF_PAIR),
+        (b'{"model": "\\ud83d\\u0041"}', HALF_PAIR),
+        (b'{"model": "\\ud83d\\ude00', "The request body is not valid JSON: it ends too early."),
         (b"{not json}", "The request body is not valid JSON at byte 1."),
         (b'{"model": "m",}', None),
         (b'{"model": "m", "messages": [{}]} x', None),

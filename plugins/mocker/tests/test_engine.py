@@ -14,6 +14,7 @@ from dynamo_core.contracts import (
     KvEvent,
     KvRemoved,
     KvStored,
+    SamplingParams,
     StepEngine,
     StopConditions,
 )
@@ -99,6 +100,18 @@ async def test_prompt_and_output_sent_again_go_on_with_the_same_tokens(make: Mak
     whole = await run(await make(), request(range(40), 20))
     rest = await run(await make(block_size=4), request([*range(40), *whole.tokens[:cut]], 20 - cut))
     assert whole.tokens[:cut] + rest.tokens == whole.tokens
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+async def test_with_a_temperature_choices_differ_and_go_on_elsewhere_all_the_same(make: Make, seed: int | None) -> None:
+    warm = SamplingParams(temperature=0.7, seed=seed)
+    first = await run(await make(), request(range(40), 20, id="a", sampling=warm))
+    other = await run(await make(), request(range(40), 20, id="b", sampling=warm))
+    assert (first.tokens == other.tokens) == (seed is not None)
+    seeded = await run(await make(), request(range(40), 20, id="a", sampling=SamplingParams(temperature=0.7, seed=6)))
+    assert seeded.tokens != first.tokens
+    rest = await run(await make(), request([*range(40), *first.tokens[:7]], 13, id="a", sampling=warm))
+    assert first.tokens[:7] + rest.tokens == first.tokens
 
 
 async def test_tokens_come_from_the_upper_middle_of_the_vocabulary(make: Make) -> None:

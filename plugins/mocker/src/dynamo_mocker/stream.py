@@ -2,7 +2,8 @@
 
 The next token is a hash of all ids before it, wherever the prompt ends and the output begins, so a stream that goes on elsewhere
 (prompt and output so far sent again) goes on with the same tokens. The hash is the number whose digits in base 2³² are the ids
-after a leading 1, modulo a prime: one division a token, and a whole prompt in one division of long integers.
+after a leading 1, modulo a prime: one division a token, and a whole prompt in one division of long integers. A request with a
+temperature has another leading number, its seed's or its own, so that choices differ.
 """
 
 from __future__ import annotations
@@ -22,12 +23,20 @@ PRIME = 10**18 + 3
 _WORD = next(code for code in "IL" if array(code).itemsize == 4)
 
 
-def hash_tokens(token_ids: Sequence[int]) -> int:
+def hash_tokens(token_ids: Sequence[int], lead: bytes = b"\1") -> int:
     """The hash of a sequence of ids; to append ``t`` is ``(h << 32 | t) % PRIME``."""
     digits = array(_WORD, token_ids)
     if sys.byteorder == "little":
         digits.byteswap()
-    return int.from_bytes(b"\1" + digits.tobytes(), "big") % PRIME
+    return int.from_bytes(lead + digits.tobytes(), "big") % PRIME
+
+
+def lead_of(request: EngineRequest) -> bytes:
+    """What the hash of the request's tokens begins with; the same on every worker that serves it."""
+    sampling = request.sampling
+    if not sampling.temperature:
+        return b"\1"
+    return b"\1" + (request.id if sampling.seed is None else str(sampling.seed)).encode()
 
 
 class Vocabulary:
@@ -66,7 +75,7 @@ class Stream(scheduler.Sequence):
         self.tail = list(prompt[len(hashes) * block_size :]) if caching else []
         """Ids after the last named block."""
         self.keep: Callable[[int], None] = self.tail.append
-        self.state = hash_tokens(prompt)
+        self.state = hash_tokens(prompt, lead_of(request))
         self.sampled = 0
         """Tokens emitted; kept up to date only where ``plain`` is false."""
         self.forbidden: frozenset[int] = frozenset()

@@ -353,6 +353,7 @@ class VllmEngine:
 
     async def _warm_up(self) -> None:
         """What does not work fails now, and vLLM's output handler runs afterwards."""
+        from vllm.envs import disable_envs_cache, enable_envs_cache
         from vllm.exceptions import VLLMValidationError
         from vllm.inputs.engine import tokens_input
 
@@ -363,6 +364,8 @@ class VllmEngine:
         self._sampling = SamplingMapper(model.get_diff_sampling_param(), guided=not model.skip_tokenizer_init)
         self._first_token_id = _bos(model)
         await self._step()
+        enable_envs_cache()  # vLLM looks at its environment for every token, 1.8 µs of the 6.4 that it takes in this process
+        self._environment.callback(disable_envs_cache)
 
     async def _step(self) -> None:
         """A few tokens, through vLLM's own front door."""
