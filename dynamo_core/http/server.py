@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import socket
 from collections.abc import Iterator
 from typing import Any, cast
 
 import uvicorn
 from litestar.types import ASGIApp
+
+from dynamo_core.http.protocol import HttpProtocol
 
 __all__ = ["HttpServer"]
 
@@ -25,13 +28,15 @@ class HttpServer:
     ) -> None:
         config = uvicorn.Config(
             cast("Any", app),
-            http="httptools",
+            http=HttpProtocol,
             ws="none",
             lifespan="on",
             log_config=None,
             log_level="warning",
             access_log=False,
             server_header=False,
+            # Who stands before the server is asked for only where somebody said whom to believe; unasked it costs every request.
+            proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
             backlog=backlog,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             ssl_certfile=tls[0] if tls else None,
