@@ -11,7 +11,7 @@ import msgspec
 
 from benchmarks.peers.cases import ENGINES, Case, Closed, Starting, Values
 from benchmarks.peers.results import Measurement
-from benchmarks.peers.servers import SERVERS, NotStarted, Ours, Peer, Running, Setting
+from benchmarks.peers.servers import SERVERS, NotStarted, Ours, Running, Setting
 
 __all__ = ["Run"]
 
@@ -47,7 +47,11 @@ class Run:
 
     def _together(self, cases: Sequence[Case], setting: Setting) -> None:
         with contextlib.ExitStack() as stack:
-            running = [server for name in self._chosen(cases) if (server := self._start(stack, name, setting)) is not None]
+            names = list(self._chosen(cases))
+            if any(SERVERS[name].proxy for name in names):
+                setting = self._with_backends(stack, setting)
+            started = (self._start(stack, name, setting) for name in names if name not in self.left_out)
+            running = [server for server in started if server is not None]
             for case in cases:
                 present = [server for server in running if server.name not in case.leave_out]
                 print(f"\n{case.name}: {case.title}", flush=True)
@@ -73,20 +77,23 @@ class Run:
                 yield name
 
     def _start(self, stack: contextlib.ExitStack, name: str, setting: Setting) -> Running | None:
-        peer = SERVERS[name]
         try:
-            if peer.proxy:
-                setting = self._with_backends(stack, peer, setting)
-            return stack.enter_context(peer.start(setting))
+            return stack.enter_context(SERVERS[name].start(setting))
         except (NotStarted, OSError) as error:
             self.left_out[name] = str(error)
             print(f"left out: {error}", flush=True)
             return None
 
-    def _with_backends(self, stack: contextlib.ExitStack, peer: Peer, setting: Setting) -> Setting:
-        """Two of our servers with a worker each, for this proxy alone: an idle one costs nothing."""
-        backends = (Ours(f"{peer.name}-backend-{i}", workers=1, role="backend") for i in range(2))
-        return msgspec.structs.replace(setting, backends=tuple(stack.enter_context(b.start(setting)) for b in backends))
+    def _with_backends(self, stack: contextlib.ExitStack, setting: Setting) -> Setting:
+        """Two of our servers with a worker each, for all proxies: one is measured at a time, and an idle one costs nothing."""
+        try:
+            backends = [Ours(f"backend-{number}", workers=1, role="backend") for number in range(2)]
+            return msgspec.structs.replace(setting, backends=tuple(stack.enter_context(b.start(setting)) for b in backends))
+        except NotStarted as error:
+            for name in self._servers:
+                if SERVERS[name].proxy:
+                    self.left_out[name] = f"{name} has no back ends: {error}"
+            return setting
 
     def _keep(self, case: Case, server: str, number: int, values: Values) -> None:
         self.measurements.append(Measurement(case.name, server, number, {key: round(v, 4) for key, v in values.items()}))
