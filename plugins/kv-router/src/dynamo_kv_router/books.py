@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, KeysView
 from dynamo_core.contracts import WorkerView
 from dynamo_kv_router.config import KvRouterConfig
 from dynamo_kv_router.cost import Clock, LoadRow, Weights
-from dynamo_kv_router.load import Observation, PlaceLoad
+from dynamo_kv_router.load import NO_PIECES, Observation, Pieces, PlaceLoad
 from dynamo_kv_router.speed import FadingMean, PrefillSpeed
 
 __all__ = ["Books", "Sent"]
@@ -19,10 +19,13 @@ _OUTPUT_STEP = 16
 class Sent:
     """A request on a place, from ``begin`` to ``end``."""
 
-    __slots__ = ("at", "expected", "first_token", "generated", "new_tokens", "own_ms", "place", "tokens")
+    __slots__ = ("at", "expected", "first_token", "generated", "new_tokens", "own_ms", "pieces", "place", "tokens")
 
-    def __init__(self, place: PlaceLoad, tokens: int, new_tokens: int, own_ms: float, expected: int, at: float) -> None:
+    def __init__(
+        self, place: PlaceLoad, tokens: int, new_tokens: int, own_ms: float, expected: int, at: float, pieces: Pieces
+    ) -> None:
         self.place = place
+        self.pieces = pieces
         self.tokens = tokens
         """Of the prompt."""
         self.new_tokens = new_tokens
@@ -94,18 +97,27 @@ class Books:
 
     # --- requests ------------------------------------------------------------------------------------------------------------
 
-    def begin(self, key: Hashable, place: PlaceLoad, tokens: int, new_tokens: int, own_ms: float, expected: int = 0) -> None:
+    def begin(
+        self,
+        key: Hashable,
+        place: PlaceLoad,
+        tokens: int,
+        new_tokens: int,
+        own_ms: float,
+        expected: int = 0,
+        pieces: Pieces = NO_PIECES,
+    ) -> None:
         """A prompt was sent there, of which ``new_tokens`` are to be computed within ``own_ms`` once it is its turn.
 
-        ``expected``: tokens of the answer that count as held from here on.
+        ``expected``: tokens of the answer that count as held from here on. ``pieces``: what it may share with others there.
         """
         if key in self._sent:
             self.end(key)
         now = self.clock.now
         if not place.prefilling:
             own_ms += self.speed.overhead_ms
-        self._sent[key] = Sent(place, tokens, new_tokens, own_ms, expected, now)
-        place.begin(tokens + expected, new_tokens, own_ms, now)
+        self._sent[key] = Sent(place, tokens, new_tokens, own_ms, expected, now, pieces)
+        place.begin(tokens + expected, new_tokens, own_ms, now, pieces)
         self._given += 1
         place.given = self._given
         self._changed(place)
@@ -129,7 +141,7 @@ class Books:
         if sent.generated > sent.expected:
             step = max(_OUTPUT_STEP, sent.generated - sent.expected)
             sent.expected += step
-            sent.place.tokens += step
+            sent.place.grow(step)
             self._changed(sent.place)
 
     def end(self, key: Hashable) -> None:
@@ -143,7 +155,8 @@ class Books:
             self.stay.observe(self.clock.now - sent.at)
             if sent.generated:
                 self.answer.observe(sent.generated)
-        sent.place.end(sent.tokens + sent.expected, sent.new_tokens, sent.own_ms, sent.first_token, self.clock)
+        held = sent.tokens + sent.expected
+        sent.place.end(held, sent.new_tokens, sent.own_ms, sent.first_token, self.clock, sent.pieces)
         self._changed(sent.place)
 
     def tick(self) -> None:

@@ -10,12 +10,14 @@ from typing import NamedTuple
 from dynamo_core.contracts import KvBatch, KvCleared, KvRemoved, KvStored, RouteRequest, WorkerView
 from dynamo_core.kv import HashCache, PrefixIndex, PromptHashes, slots_of
 from dynamo_kv_router.config import KvRouterConfig
-from dynamo_kv_router.load import PlaceLoad
+from dynamo_kv_router.load import Pieces, PlaceLoad
 from dynamo_kv_router.pending import PendingPrompts
 from dynamo_kv_router.tiers import Beyond, SlowTiers
 
 __all__ = ["Caches", "Overlap"]
 
+_PIECE_TOKENS = 256
+"""How finely it is seen what running requests have in common."""
 _EXPIRY_EVERY_MS = 1000.0
 
 
@@ -98,6 +100,11 @@ class Caches:
             (blocks, *(slow.beyond(place, prompt, blocks) if place in slow.held else none))
             for place, blocks in zip(places, device, strict=True)
         ]
+
+    def pieces(self, prompt: PromptHashes) -> Pieces:
+        """Of the part of it that somebody has. O(tokens ÷ 256)."""
+        blocks = max(1, _PIECE_TOKENS // self._block_size)
+        return Pieces(prompt.known[blocks - 1 :: blocks], blocks * self._block_size)
 
     # --- requests ------------------------------------------------------------------------------------------------------------
 

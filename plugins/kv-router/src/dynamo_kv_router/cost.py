@@ -8,8 +8,9 @@ For a prompt of L tokens of which k blocks are cached on the worker::
     own   = token_ms × new
     young = requests without first token + Σ over streams of tau ÷ (tau + age since first token)
     load  = token_ms × prompt tokens running there
-    room  = until the cache has room for the prompt: 0 if it has, else stay_ms × (tokens too many ÷ prompt tokens running there),
-            stay_ms at most, because what runs there gives back its tokens evenly while it stays
+    room  = until the cache has room for the prompt: 0 if it has, else stay_ms × (tokens too many ÷ tokens held there), stay_ms at
+            most, because what runs there gives back its tokens evenly while it stays. What several running requests have in
+            common is held once
 
     cost  = wait + weight × own × (affinity + crowd × requests + youth × young) + decode × load + room
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
 from dynamo_core.contracts import WorkerView
 from dynamo_kv_router.cost import Clock, LoadRow, Weights
 
-__all__ = ["Observation", "PlaceLoad"]
+__all__ = ["NO_PIECES", "Observation", "Pieces", "PlaceLoad"]
 
 _SAME_STEP_MS = 1.0
 """First tokens that come closer together than this come from one step."""
@@ -19,6 +20,17 @@ class Observation(NamedTuple):
     ms: float
 
 
+class Pieces(NamedTuple):
+    """Equal parts of a prompt from its start, by names that tell them apart together with all before them."""
+
+    names: Sequence[int]
+    tokens: int
+    """Of each."""
+
+
+NO_PIECES = Pieces((), 0)
+
+
 class PlaceLoad:
     """A data-parallel rank of a worker; nearly always the whole worker.
 
@@ -26,8 +38,8 @@ class PlaceLoad:
     """
 
     __slots__ = (
-        "_measured", "_measured_at", "_measured_from", "_owed_ms", "batch", "busy_until", "capacity", "given", "id", "place",
-        "prefill_tokens", "prefilling", "rank", "requests", "several", "taints", "tokens", "view", "youth",
+        "_measured", "_measured_at", "_measured_from", "_owed_ms", "_pieces", "batch", "busy_until", "capacity", "given", "held",
+        "id", "place", "prefill_tokens", "prefilling", "rank", "requests", "several", "taints", "tokens", "view", "youth",
     )  # fmt: skip
 
     def __init__(self, worker: WorkerView, rank: int = 0) -> None:
@@ -48,7 +60,11 @@ class PlaceLoad:
         """When it last got a request: a running number."""
         self.requests = 0
         self.tokens = 0
-        """What these hold: their prompts, and what they are expected to generate if that is counted."""
+        """Their prompts, and what they are expected to generate if that is counted."""
+        self.held = 0
+        """What these take of the cache: what several of them have in common counts once."""
+        self._pieces: dict[int, int] = {}
+        """Requests by the piece that they hold."""
         self.prefilling = 0
         """Requests without first token."""
         self.prefill_tokens = 0
@@ -69,18 +85,26 @@ class PlaceLoad:
         prefilling, busy_until = (self.prefilling, self.busy_until) if weights.prefills else (0, 0.0)
         crowd = weight * (weights.crowd * self.requests + weights.youth * prefilling)
         tokens = self.tokens if weights.holdings else 0
-        room = self.capacity * (1 - weights.spare) - tokens if self.capacity and weights.holdings else inf
+        held = self.held if weights.holdings else 0
+        room = self.capacity * (1 - weights.spare) - held if self.capacity and weights.holdings else inf
         weighed = tokens + weights.per_request * self.requests
-        drain, stay = (stay_ms / tokens, stay_ms) if tokens else (0.0, 0.0)
+        drain, stay = (stay_ms / held, stay_ms) if held else (0.0, 0.0)
         y1, y2, y3 = self.youth
         scale = weight * weights.youth
         youth = (y1 * scale, y2 * scale, y3 * scale)
         return LoadRow(self.place, busy_until, crowd, weights.decode * weighed, room, drain, stay, youth)
 
-    def begin(self, tokens: int, new_tokens: int, own_ms: float, now: float) -> None:
-        """A request was sent there that will hold ``tokens``."""
+    def begin(self, tokens: int, new_tokens: int, own_ms: float, now: float, pieces: Pieces = NO_PIECES) -> None:
+        """A request was sent there that will hold ``tokens``, the ``pieces`` among them. O(pieces)."""
         self.requests += 1
         self.tokens += tokens
+        known = self._pieces
+        for name in pieces.names:
+            holders = known.get(name, 0)
+            known[name] = holders + 1
+            if holders:
+                tokens -= pieces.tokens
+        self.held += tokens
         self.prefilling += 1
         self.prefill_tokens += new_tokens
         self._owed_ms += own_ms
@@ -102,10 +126,26 @@ class PlaceLoad:
         self._measured_at = now
         return seen
 
-    def end(self, tokens: int, new_tokens: int, own_ms: float, first_token: float | None, clock: Clock) -> None:
-        """The request is gone, in whatever way, and gives back ``tokens``."""
+    def grow(self, tokens: int) -> None:
+        """A request holds so many more."""
+        self.tokens += tokens
+        self.held += tokens
+
+    def end(
+        self, tokens: int, new_tokens: int, own_ms: float, first_token: float | None, clock: Clock, pieces: Pieces = NO_PIECES
+    ) -> None:
+        """The request is gone, in whatever way, and gives back ``tokens`` and the ``pieces`` that it began with."""
         self.requests -= 1
         self.tokens -= tokens
+        known = self._pieces
+        for name in pieces.names:
+            holders = known[name] - 1
+            if holders:
+                known[name] = holders
+                tokens -= pieces.tokens
+            else:
+                del known[name]
+        self.held -= tokens
         if first_token is None:
             self._prefill_over(new_tokens, own_ms, clock.now)
         elif self.requests == self.prefilling:

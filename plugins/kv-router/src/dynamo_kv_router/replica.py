@@ -33,8 +33,10 @@ def take_foreign(books: Books, caches: Caches, request: ForeignRequest, worker_i
     new_tokens = max(1, tokens - request.overlap_blocks * block_size)
     key = (request, worker_id)
     books.tick()
-    books.begin(key, places[rank], tokens, new_tokens, new_tokens * books.speed.token_ms)
-    caches.sent(key, places[rank], PromptHashes.of(_hashes(request.note)), books.clock.now)
+    prompt = PromptHashes.of(_hashes(request.note))
+    own_ms = new_tokens * books.speed.token_ms
+    books.begin(key, places[rank], tokens, new_tokens, own_ms, pieces=caches.pieces(prompt))
+    caches.sent(key, places[rank], prompt, books.clock.now)
 
 
 def _first_blocks(prompt: PromptHashes, limit: int) -> list[int]:

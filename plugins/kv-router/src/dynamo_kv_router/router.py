@@ -136,7 +136,8 @@ class KvRouter:
             return choice
         place, prompt, overlap, why = choice
         books, new, key = self._books, overlap.new_tokens[place.place], (request, place.id)
-        books.begin(key, place, len(request.token_ids), new, new * books.speed.token_ms, self._expected(request))
+        own_ms, pieces = new * books.speed.token_ms, self._caches.pieces(prompt)
+        books.begin(key, place, len(request.token_ids), new, own_ms, self._expected(request), pieces)
         self._caches.sent(key, place, prompt, books.clock.now)
         rank = place.rank if place.several else None
         return Route(

@@ -45,7 +45,7 @@ class BusyGate:
 def _occupied(place: PlaceLoad) -> float:
     """Share of the cache that running requests have: by the books, or by the worker's own reading, which knows of the requests of
     other frontends, if that is more."""
-    share = place.tokens / place.capacity if place.capacity else 0.0
+    share = place.held / place.capacity if place.capacity else 0.0
     load = place.view.load
     if load is not None and load.kv_total_blocks and not place.several:
         share = max(share, load.kv_used_blocks / load.kv_total_blocks)
