@@ -14,7 +14,7 @@ from dynamo_core.cli.options import config_option, json_option, setting_options
 from dynamo_core.cli.table import table
 from dynamo_core.errors import StartupError
 
-__all__ = ["command"]
+__all__ = ["command", "explanation"]
 
 
 @click.command("explain")
@@ -55,7 +55,7 @@ def command(
     body: dict[str, Any] = {"model": name, "nvext": {"annotations": ["query_instance_id"]}}
     body |= {"messages": _messages(text, from_file=path is not None)} if chat else {"prompt": text}
     answer = _ask(f"{base}/v1/chat/completions" if chat else f"{base}/v1/completions", headers, body)
-    click.echo(json.dumps(answer, indent=2) if as_json else _text(answer))
+    click.echo(json.dumps(answer, indent=2) if as_json else explanation(answer))
 
 
 def _prompt(prompt: str | None, path: str | None) -> str:
@@ -113,7 +113,8 @@ def _reason(body: bytes) -> str:
     return reason
 
 
-def _text(answer: Mapping[str, Any]) -> str:
+def explanation(answer: Mapping[str, Any]) -> str:
+    """For a terminal: the choice and, where the router tells them, the best workers as a table."""
     worker = _worker(answer["worker_instance_id"], answer["dp_rank"])
     tokens, blocks = len(answer["token_data"]), answer["prompt_blocks"]
     cached = f", {answer['overlap_blocks']} of {blocks} blocks cached there" if blocks else ""

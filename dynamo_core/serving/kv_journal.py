@@ -11,13 +11,13 @@ from dynamo_core.kv.codec import encode_kv_batch
 from dynamo_core.runtime import DistributedRuntime, Served
 from dynamo_core.serving.wire import KV_TOPIC
 
-__all__ = ["KV_STATE_ENDPOINT", "KvJournal", "KvMirror", "journal_of"]
+__all__ = ["KV_STATE_ENDPOINT", "MIRROR_BLOCKS", "KvJournal", "KvMirror", "journal_of"]
 
 KV_STATE_ENDPOINT = "kv_state"
 """Beside ``generate``: any request is answered by :class:`KvBatch` items (msgpack in bytes), the state of each rank in turn. Each
 rank's first begins with :class:`KvCleared`, and all have the number of its last published batch."""
 
-_LIMIT = 1 << 20
+MIRROR_BLOCKS = 1 << 20
 """Blocks remembered of one rank and tier; the oldest go first."""
 _CHUNK = 8192
 """Blocks an item of the answer."""
@@ -26,7 +26,7 @@ _CHUNK = 8192
 class KvMirror:
     """The blocks of one data-parallel rank by tier, in the order of storing. O(1) a block, some 150 bytes each."""
 
-    def __init__(self, limit: int = _LIMIT) -> None:
+    def __init__(self, limit: int = MIRROR_BLOCKS) -> None:
         self._limit = limit
         self._tiers: dict[str, dict[int, int]] = {}
         """Of each block the run (one :class:`KvStored`) that brought it."""
