@@ -48,7 +48,9 @@ def show(config: str | None, as_json: bool, **flags: Any) -> None:
 def _add_plugins(resolved: Resolved, values: dict[str, Any], origins: dict[str, Origin]) -> None:
     """Every key of active plugins, and the tables of those that are not active as they stand in the file."""
     from dynamo_core.config import Origin, plugin_fields, plugin_types
+    from dynamo_core.plugins import check_tables, installed_plugins
 
+    check_tables(resolved.plugin_tables, installed_plugins(), resolved.file or "")
     types = plugin_types(resolved.settings, "serve")
     for plugin, key, field in plugin_fields(types):
         values[f"plugins.{plugin}.{key}"] = resolved.plugin_tables.get(plugin, {}).get(key, field.default)

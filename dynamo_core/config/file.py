@@ -22,6 +22,8 @@ DEFAULT_FILE = "dynamo.toml"
 _HEADER = re.compile(r"\s*\[\s*(?P<table>[^\[\]]+?)\s*\]\s*(#.*)?$")
 _KEY = re.compile(r"\s*(?P<key>[A-Za-z0-9_.\"'-]+?)\s*=")
 
+_PLUGINS_LIST = re.compile(r"^plugins\s*=", re.MULTILINE)
+
 
 class ConfigFile(msgspec.Struct, frozen=True):
     path: str | None = None
@@ -51,6 +53,10 @@ def read_file(path: str | None, fields: Mapping[str, Field]) -> ConfigFile:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
+        if "('plugins', " in str(error) and _PLUGINS_LIST.search(text):
+            raise ConfigError(
+                f"{path}: plugins is a list and has tables [plugins.NAME], which TOML does not allow: call the list plugins.active."
+            ) from error
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
     lines = _lines(text)
     values = dict(document)

@@ -21,7 +21,7 @@ from dynamo_core.http.observe import FrontendMetrics
 from dynamo_core.http.server import HttpServer
 from dynamo_core.http.switch import AppSwitch, Generation
 from dynamo_core.http.tls import check_tls
-from dynamo_core.plugins import Compiled
+from dynamo_core.plugins import Compiled, LoopWatchdog
 from dynamo_core.runtime import DistributedRuntime
 from dynamo_core.runtime.exposition import render
 from dynamo_core.runtime.signals import stop_on_signal
@@ -44,6 +44,7 @@ class Frontend:
         self.manager = manager
         self._settings = settings
         self._compiled = compiled
+        self._watchdog = compiled.watchdog()
         self._health = health
         self._peers = peers
         self._metrics = FrontendMetrics(settings.metrics_prefix)
@@ -53,6 +54,11 @@ class Frontend:
         )
         self._metrics.registry.register(StoreCollector(settings.metrics_prefix, health.stores))
         self._retiring: set[asyncio.Task[None]] = set()
+
+    @property
+    def watchdog(self) -> LoopWatchdog:
+        """Of the active plugins; to be entered for as long as the frontend serves."""
+        return self._watchdog
 
     @property
     def application(self) -> AppSwitch:
@@ -77,6 +83,7 @@ class Frontend:
             raise StartupError(f"The plugins' routes and middleware make no application ({error}): correct them.") from error
         earlier, self._compiled = self._compiled, compiled
         self.manager.recompiled(compiled)
+        self._watchdog.know(compiled.plugins)
         task = asyncio.create_task(self._retire(self._switch.swap(app), earlier), name="retire plugins")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
@@ -151,7 +158,7 @@ async def run_frontend(
         server = _server(frontend, sock, settings)
         stack.push_async_callback(server.stop)
         await server.start()
-        stack.enter_context(compiled.watchdog())
+        stack.enter_context(frontend.watchdog)
         _log.info("%s listens on port %d, router %s", name, server.port, router.spec.name)
         if on_ready is not None:
             on_ready(frontend)

@@ -1,6 +1,6 @@
 """Find, activate, check and compile plugins."""
 
-from dynamo_core.plugins.activation import Process, activate
+from dynamo_core.plugins.activation import Process, activate, check_tables
 from dynamo_core.plugins.compiled import Compiled
 from dynamo_core.plugins.decoding import decode_table, describe_type
 from dynamo_core.plugins.description import PluginDescription, describe_plugin
@@ -23,6 +23,7 @@ __all__ = [
     "Provider",
     "activate",
     "canonical_name",
+    "check_tables",
     "configuration_types",
     "decode_table",
     "describe_plugin",

@@ -23,7 +23,7 @@ from dynamo_core.plugins.names import canonical_name, suggestion
 from dynamo_core.plugins.observers import Observer, observation
 from dynamo_core.plugins.providers import Providers, collect_providers
 
-__all__ = ["Process", "activate"]
+__all__ = ["Process", "activate", "check_tables"]
 
 _log = logging.getLogger(__name__)
 
@@ -77,11 +77,17 @@ def _wanted(names: Sequence[str], left_out: Collection[str], installed: Mapping[
     return wanted
 
 
-def _check_tables(tables: Mapping[str, Any], wanted: Collection[str], installed: Mapping[str, PluginInfo], source: str) -> None:
+def check_tables(tables: Collection[str], installed: Collection[str], source: str) -> None:
+    """Raises :class:`~dynamo_core.errors.ConfigError` for a table ``[plugins.NAME]`` of a plugin that is not installed."""
     for name in tables:
         if name not in installed:
             hint = suggestion(name, installed, what="installed plugins")
             raise ConfigError(f"{source}: [plugins.{name}] names a plugin that is not installed: {hint}")
+
+
+def _check_tables(tables: Mapping[str, Any], wanted: Collection[str], installed: Mapping[str, PluginInfo], source: str) -> None:
+    check_tables(tables, installed, source)
+    for name in tables:
         if name not in wanted:
             _log.info("%s: [plugins.%s] is ignored, since plugin %s is not active", source, name, name)
 

@@ -42,13 +42,17 @@ class LoopWatchdog:
     def __init__(self, plugins: Sequence[PluginInfo], *, threshold: float = 0.5) -> None:
         """``threshold``: seconds that a callback may take. ``plugins``: the active ones."""
         self._threshold = threshold
-        self._modules = {_root(info): info.name for info in plugins}
-        # Planes call everything else from their callbacks: their frames say nothing unless they are the innermost.
-        self._carriers = {info.name for info in plugins if any("-plane:" in what for what in info.provides)}
+        self.know(plugins)
         self._over = threading.Event()
         self._beat = 0.0
         self._seen: list[_Culprit] = []
         self._told = False
+
+    def know(self, plugins: Sequence[PluginInfo]) -> None:
+        """These are the active ones from here on."""
+        self._modules = {_root(info): info.name for info in plugins}
+        # Planes call everything else from their callbacks: their frames say nothing unless they are the innermost.
+        self._carriers = {info.name for info in plugins if any("-plane:" in what for what in info.provides)}
 
     def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()

@@ -22,3 +22,10 @@ def test_the_table_has_a_row_for_each_setting(dynamo):
 
 def test_a_file_that_is_missing_is_refused(refused):
     assert "nope.toml" in refused("config", "show", "--config", "nope.toml")
+
+
+def test_a_table_of_a_plugin_that_is_not_installed_is_refused(refused, folder):
+    (folder / "dynamo.toml").write_text("[plugins.kv-ruter]\nx = 1\n")
+    assert refused("config", "show") == (
+        "dynamo.toml: [plugins.kv-ruter] names a plugin that is not installed: did you mean 'kv-router'?"
+    )

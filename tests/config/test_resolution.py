@@ -144,6 +144,14 @@ def test_a_named_file_is_read_instead(tmp_path: Path) -> None:
             "[plugins]\nacme = 3",
             "dynamo.toml: plugins.acme is 3, but must be a table [plugins.acme]; the list of plugins is plugins.active.",
         ),
+        (
+            'plugins = ["mocker"]\n[plugins.mocker]\nx = 1',
+            "dynamo.toml: plugins is a list and has tables [plugins.NAME], which TOML does not allow: call the list plugins.active.",
+        ),
+        (
+            "[plugins.acme]\n[plugins.acme]",
+            "dynamo.toml is not valid TOML: Cannot declare ('plugins', 'acme') twice (at line 2, column 14).",
+        ),
         ("http_port = ", "dynamo.toml is not valid TOML: Invalid value (at end of document)."),
     ],
 )

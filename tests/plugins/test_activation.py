@@ -106,7 +106,7 @@ def test_the_sentence_of_a_startup_error_is_kept(install) -> None:
     [
         ("@hookimpl\ndef dynamo_engins(): return []", "does not have, dynamo_engins: did you mean 'dynamo_engines'?"),
         ("@hookimpl\ndef dynamo_authenticate(reqest): ...", "does not give, reqest: did you mean 'request'?"),
-        ("@hookimpl\ndef dynamo_engines(config): ...", "dynamo_engines has an argument that the hook does not give, config: it gives none."),
+        ("@hookimpl\ndef dynamo_engines(config): ...", "argument that the hook does not give, config: it gives none."),
         ("@hookimpl(wrapper=True)\ndef dynamo_authenticate(request):\n    return (yield)", "dynamo_authenticate is a wrapper"),
         ("@hookimpl(hookwrapper=True)\ndef dynamo_prepare(request):\n    yield", "dynamo_prepare is a wrapper"),
         ("@hookimpl(wrapper=True)\ndef dynamo_engines():\n    return (yield)", "dynamo_engines is a wrapper"),

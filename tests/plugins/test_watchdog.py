@@ -38,6 +38,21 @@ def test_a_hook_that_blocks_for_a_second_is_named_with_the_time(install, request
     assert f"in {module}.wait, line 7" in record.message
 
 
+def test_after_a_reload_the_plugins_of_then_are_named(install, request_info: HttpRequestInfo, caplog) -> None:
+    install("sleepy", BLOCKING.replace("1.0", "0.7"))
+    compiled = activate(["sleepy"])
+
+    async def serve() -> None:
+        with LoopWatchdog([]) as watchdog:
+            await asyncio.sleep(0)
+            watchdog.know(compiled.plugins)
+            compiled.rate_limit(request_info, None)
+            await asyncio.sleep(0.15)
+
+    asyncio.run(serve())
+    assert "plugin 'sleepy' blocked the event loop" in caplog.text
+
+
 async def test_a_loop_that_runs_is_left_alone_and_the_thread_ends(caplog) -> None:
     with LoopWatchdog([]):
         assert "loop watchdog" in [thread.name for thread in threading.enumerate()]
