@@ -55,7 +55,7 @@ def read_file(path: str | None, fields: Mapping[str, Field]) -> ConfigFile:
     except tomllib.TOMLDecodeError as error:
         if "('plugins', " in str(error) and _PLUGINS_LIST.search(text):
             raise ConfigError(
-                f"{path}: plugins is a list and has tables [plugins.NAME], which TOML does not allow: call the list plugins.active."
+                f"{path}: plugins is a list and has tables [plugins.NAME]; TOML forbids that: call the list plugins.active."
             ) from error
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
     lines = _lines(text)

@@ -146,7 +146,7 @@ def test_a_named_file_is_read_instead(tmp_path: Path) -> None:
         ),
         (
             'plugins = ["mocker"]\n[plugins.mocker]\nx = 1',
-            "dynamo.toml: plugins is a list and has tables [plugins.NAME], which TOML does not allow: call the list plugins.active.",
+            "dynamo.toml: plugins is a list and has tables [plugins.NAME]; TOML forbids that: call the list plugins.active.",
         ),
         (
             "[plugins.acme]\n[plugins.acme]",
