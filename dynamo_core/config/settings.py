@@ -63,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics_prefix: Annotated[str, setting("Prefix of the frontend's metric names.", "DYN_METRICS_PREFIX", commands=("serve", "frontend"))] = "dynamo_frontend"
     access_log: Annotated[bool, setting("One log line a request.", "DYN_ACCESS_LOG", commands=("serve", "frontend"))] = True
     migration_limit: Annotated[int, setting("How often a request may move to another worker.", "DYN_MIGRATION_LIMIT", commands=("serve", "frontend"), ge=0, le=1024)] = 3
+    migration_max_seq_len: Annotated[int, setting("Tokens of prompt and output above which a request does not move any more: its prompt is dear to compute again. 0 sets no limit.", "DYN_MIGRATION_MAX_SEQ_LEN", commands=("serve", "frontend"), ge=0)] = 0
     cancellation_policy: Annotated[Literal["kill", "stop"], setting("What a client that leaves does to its request. kill: drop it at once; stop: let the engine end its step and say how far it came, for exact accounts.", "DYN_CANCELLATION_POLICY", commands=("serve", "frontend"))] = "kill"
     request_timeout_secs: Annotated[float, setting("Longest time a request may take in all; 0 sets no limit.", "DYN_REQUEST_TIMEOUT_SECS", commands=("serve", "frontend"), ge=0)] = 0.0
     first_token_timeout_secs: Annotated[float, setting("Longest time to a request's first token; 0 sets no limit.", "DYN_FIRST_TOKEN_TIMEOUT_SECS", commands=("serve", "frontend"), ge=0)] = 0.0

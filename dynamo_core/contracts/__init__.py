@@ -19,7 +19,7 @@ from dynamo_core.contracts.engine import (
 )
 from dynamo_core.contracts.gate import HttpRequestInfo, PreparedRequest, Principal, RequestSummary
 from dynamo_core.contracts.kv_event import KvBatch, KvCleared, KvEvent, KvRemoved, KvStored
-from dynamo_core.contracts.model_card import ModelCard, ModelInput, ModelType, Role
+from dynamo_core.contracts.model_card import ModelCard, ModelInput, ModelType, Resume, Role
 from dynamo_core.contracts.output_filter import OutputFilter, OutputStream
 from dynamo_core.contracts.parser import OutputParser, ParsedText, ParserContext, ToolCallPart
 from dynamo_core.contracts.planes import (
@@ -117,6 +117,7 @@ __all__ = [
     "RequestPlane",
     "RequestSummary",
     "ResponseSink",
+    "Resume",
     "Role",
     "Route",
     "RouteRequest",

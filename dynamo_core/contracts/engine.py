@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import msgspec
 
 from dynamo_core.contracts.context import Context
-from dynamo_core.contracts.model_card import Role
+from dynamo_core.contracts.model_card import Resume, Role
 
 __all__ = [
     "Engine",
@@ -123,6 +123,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_num_batched_tokens: int = 0
     kv_events: bool = False
     data_parallel_size: int = 1
+    resume: dict[str, Resume] = {}
+    """How the engine continues a stream whose generated tokens come as prompt, by what the request uses: ``penalties``,
+    ``guided``, ``min_tokens``, ``logit_bias``, ``seed`` and ``prompt_logprobs``. What is left out is as for most engines."""
     extra: dict[str, Any] = {}
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-__all__ = ["ModelCard", "ModelInput", "ModelType", "Role"]
+__all__ = ["ModelCard", "ModelInput", "ModelType", "Resume", "Role"]
+
+
+Resume: TypeAlias = Literal["exact", "greedy-only", "none"]
+"""``exact``: with the tokens that the first engine would have made; ``greedy-only``: if the temperature is 0; ``none``: not."""
 
 
 class Role(enum.StrEnum):
@@ -53,6 +57,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     data_parallel_size: int = 1
     taints: tuple[str, ...] = ()
     """Words that requests may require of a worker, or prefer."""
+    resume: dict[str, Resume] = {}
+    """As :class:`~dynamo_core.contracts.EngineInfo` has it."""
     lora: str | None = None
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None

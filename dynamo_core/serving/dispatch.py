@@ -67,6 +67,7 @@ class Dispatcher:
         router: RouterGuard,
         *,
         migration_limit: int = 3,
+        migration_max_seq_len: int = 0,
         max_waiting: int = 8192,
         breaker_failures: int = 0,
         breaker_seconds: float = 5.0,
@@ -76,6 +77,8 @@ class Dispatcher:
         self.router = router
         self.sharing = sharing or ModelSharing(model)
         self.migration_limit = migration_limit
+        self.migration_max_seq_len = migration_max_seq_len
+        """Tokens of prompt and output above which a request stays where it is; 0: no limit."""
         self.counters = DispatchCounters()
         self.workers: dict[int, WorkerView] = {}
         self._clients: dict[int, WorkerClient] = {}

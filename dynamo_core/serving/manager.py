@@ -227,6 +227,7 @@ class ModelManager:
             self._runtime.event_plane,
             prompt_cache_bytes=int(self._settings.prompt_cache_mb * (1 << 20)),
             migration_limit=self._settings.migration_limit,
+            migration_max_seq_len=self._settings.migration_max_seq_len,
             breaker_failures=self._settings.circuit_breaker_failures,
             breaker_seconds=self._settings.circuit_breaker_secs,
             timeouts=Timeouts(

@@ -237,25 +237,29 @@ class Sequence:
         self.setback = error
         if not leg.answered and not self.context.is_stopped():
             self.dispatcher.breaker.failed(leg.worker.id, error)
-        reason = self._why_not_continue(error)
+        reason = self._why_not_continue(leg, error)
         if reason is not None:
             if error.retriable and not self.context.is_stopped():
                 self.dispatcher.counters.stranded += 1
                 _log.warning("request %s ends on worker %x: %s (%s)", self.request.id, leg.worker.id, error.message, reason)
+                error = type(error)(f"{error.message.rstrip('.')}, and the request cannot go on elsewhere: {reason}.")
             self.fail(error)
             return
         self.leg = None
         self.dispatcher.release(leg, "migrated")
         self._continue_elsewhere(leg.worker.id, error)
 
-    def _why_not_continue(self, error: DynamoError) -> str | None:
+    def _why_not_continue(self, leg: Leg, error: DynamoError) -> str | None:
         if not error.retriable:
             return "not retriable"
         if self.context.is_stopped():
             return "cancelled"
         if self._moves >= self.dispatcher.migration_limit:
             return f"migration limit of {self.dispatcher.migration_limit} reached"
-        return obstacle(self._origin) if self.receiver.generated else None
+        limit = self.dispatcher.migration_max_seq_len
+        if limit and len(self._origin.token_ids) + len(self.receiver.generated) > limit:
+            return f"longer than the migration limit of {limit} tokens"
+        return obstacle(self._origin, leg.worker.card.resume) if self.receiver.generated else None
 
     def _continue_elsewhere(self, lost: int, error: DynamoError) -> None:
         generated = self.receiver.generated

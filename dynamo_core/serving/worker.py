@@ -252,6 +252,7 @@ class EngineWorker:
             max_num_batched_tokens=info.max_num_batched_tokens,
             kv_events=info.kv_events,
             data_parallel_size=info.data_parallel_size,
+            resume=info.resume,
             taints=self._settings.taints,
             created=int(time.time()),
             extra=info.extra,

@@ -320,9 +320,24 @@ async def test_what_cannot_be_continued_exactly_ends_with_a_typed_error_after_to
     on.streams[1].fail(Disconnected("killed"))
     await turn()
     assert isinstance(after.sink.error, Disconnected)
+    assert after.sink.error.message == "killed, and the request cannot go on elsewhere: penalties cannot be continued."
     assert len(on.streams) == 3
     on.streams[2].end({"finish_reason": "stop"})
     assert before.sink.usage is not None
+
+
+async def test_a_stream_that_has_grown_too_long_stays_where_it_is(stage: Any) -> None:
+    on = stage(migration_max_seq_len=6)
+    short, long = (on.generate("ab", conditions=TEN) for _ in range(2))
+    await turn()
+    on.streams[0].items(*b"abcd")
+    on.streams[1].items(*b"abcde")
+    for stream in on.streams[:2]:
+        stream.fail(Disconnected("killed"))
+    await turn()
+    assert len(on.streams) == 3
+    assert short.sink.error is None
+    assert long.sink.error.message.endswith("longer than the migration limit of 6 tokens.")
 
 
 @pytest.mark.parametrize("error", [InvalidRequest("no", param="x"), EngineError("broken")])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from dynamo_core.contracts import EngineRequest, SamplingParams, StopConditions
@@ -53,3 +55,26 @@ def test_other_sampling_is_continued(sampling: SamplingParams) -> None:
 def test_log_probabilities_of_the_prompt_are_an_obstacle() -> None:
     assert obstacle(EngineRequest(id="r", token_ids=[1], prompt_logprobs=1))
     assert obstacle(EngineRequest(id="r", token_ids=[1], logprobs=1)) is None
+
+
+@pytest.mark.parametrize(
+    ("sampling", "resume", "continued"),
+    [
+        (SamplingParams(presence_penalty=1.0), {"penalties": "exact"}, True),
+        (SamplingParams(guided={"regex": "a"}), {"penalties": "exact"}, False),
+        (SamplingParams(temperature=1.0, seed=5), {"seed": "greedy-only"}, False),
+        (SamplingParams(seed=5), {"seed": "greedy-only"}, False),  # the default temperature is not 0
+        (SamplingParams(temperature=0.0, seed=5), {"seed": "greedy-only"}, True),
+        (SamplingParams(temperature=1.0), {"seed": "greedy-only"}, True),
+        (SamplingParams(temperature=0.0, logit_bias={5: 1.0}), {"logit_bias": "none"}, False),
+        (SamplingParams(), {"logit_bias": "none", "min_tokens": "none", "something": "none"}, True),
+    ],
+)
+def test_an_engine_says_what_it_continues(sampling: SamplingParams, resume: Any, continued: bool) -> None:
+    assert (obstacle(EngineRequest(id="r", token_ids=[1], sampling=sampling), resume) is None) is continued
+
+
+def test_min_tokens_are_an_obstacle_where_the_engine_says_so() -> None:
+    request = EngineRequest(id="r", token_ids=[1], stop=StopConditions(max_tokens=9, min_tokens=3))
+    assert obstacle(request) is None
+    assert obstacle(request, {"min_tokens": "none"}) == "min_tokens cannot be continued"

@@ -184,7 +184,9 @@ async def test_a_migration_that_loses_or_repeats_a_token_would_be_noticed(
     lost = min(model.workers)
     fleet.process_of(model, lost).kill()
     await until(lambda: all(sink.ended for sink, _, _ in asked))
-    assert inexact(asked, model, scripted) == [record.id for _, record, _ in asked if record.worker_ids[0] == lost]
+    moved = [record.id for _, record, _ in asked if len(record.worker_ids) > 1]
+    assert len(moved) >= STREAMS // 4, "on a busy machine some are over before the signal arrives"
+    assert inexact(asked, model, scripted) == moved
 
 
 async def test_with_no_worker_left_the_error_is_typed_and_later_requests_are_refused(fleet: Fleet, recording_sink: Any) -> None:

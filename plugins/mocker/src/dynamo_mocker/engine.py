@@ -64,6 +64,7 @@ class MockEngine:
             max_num_batched_tokens=args.max_num_batched_tokens,
             kv_events=args.enable_prefix_caching,
             data_parallel_size=args.data_parallel_size,
+            resume={"penalties": "exact", "guided": "exact"},  # a token follows from the ids before it and nothing else
         )
 
     async def drain(self) -> None:

@@ -123,6 +123,7 @@ class VllmEngine:
             max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
             kv_events=addresses is not None,
             data_parallel_size=config.parallel_config.data_parallel_size,
+            resume={"penalties": "none", "guided": "none", "prompt_logprobs": "none", "seed": "greedy-only"},
             extra={"vllm_version": _version()},
         )
 
