@@ -2,7 +2,7 @@
 #   make serve   two vLLM workers and a frontend with the demo model (the mocker where vLLM's CPU build cannot run)
 #   make test    linters, type checkers and every test, a real vLLM included
 #   make check   linters and type checkers
-#   make bench   benchmarks        make soak   the long-running test        make docs   the documentation as HTML
+#   make bench   this server beside its peers (BENCH="--quick")        make soak   the long-running test        make docs   the documentation as HTML
 
 SHELL    := /bin/bash
 PYTHON   ?= $(shell command -v python3.11 || command -v python3)
@@ -55,7 +55,8 @@ docs: $(VENV)/.installed
 	@echo "build/docs/index.html"
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks
+	@test -f $(MODEL)/tokenizer.json || $(BIN)/python contrib/demo_model/make_demo_model.py $(MODEL)-tokenizer --tokenizer-only
+	$(BIN)/python -m benchmarks peers --model $$(test -f $(MODEL)/tokenizer.json && echo $(MODEL) || echo $(MODEL)-tokenizer) $(BENCH)
 
 soak: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.soak --minutes 20

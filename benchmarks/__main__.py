@@ -56,8 +56,9 @@ def compare(options: argparse.Namespace) -> int:
     quick: bool = options.quick
     names = options.case or [name for name, case in CASES.items() if case.quick or not quick]
     servers = [name for name in SERVERS if name in (*(options.peer or SERVERS), OURS)]
-    for requirement, why in prepare(options.peers_venv).items():
-        print(f"cannot install {requirement}: {why}")
+    if servers != [OURS]:
+        for requirement, why in prepare(options.peers_venv).items():
+            print(f"cannot install {requirement}: {why}")
     rounds, seconds = options.rounds or (1 if quick else 3), options.seconds or (2.0 if quick else 5.0)
     at, load = dt.datetime.now(dt.UTC), round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory() as folder:

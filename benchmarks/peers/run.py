@@ -80,8 +80,8 @@ class Run:
         try:
             return stack.enter_context(SERVERS[name].start(setting))
         except (NotStarted, OSError) as error:
-            self.left_out[name] = str(error)
-            print(f"left out: {error}", flush=True)
+            self.left_out[name] = str(error) if isinstance(error, NotStarted) else f"{name} cannot be started: {error}"
+            print(f"left out: {self.left_out[name]}", flush=True)
             return None
 
     def _with_backends(self, stack: contextlib.ExitStack, setting: Setting) -> Setting:
