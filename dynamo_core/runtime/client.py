@@ -15,7 +15,7 @@ import msgspec
 from dynamo_core.contracts.context import Context
 from dynamo_core.contracts.discovery import Deleted, Instance, Put, Synced
 from dynamo_core.contracts.planes import ClientStream, RequestPlane, StreamReceiver
-from dynamo_core.errors import DynamoError, NoInstances
+from dynamo_core.errors import CannotConnect, DynamoError, NoInstances
 from dynamo_core.runtime.bidirectional import bidirectional_stream
 from dynamo_core.runtime.response import ResponseStream
 
@@ -42,6 +42,7 @@ _PROBE_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 _RETRY_SECONDS = 1.0
+_SYNC_SECONDS = 30.0
 
 
 class Client:
@@ -121,12 +122,14 @@ class Client:
         """Wait until what discovery holds is known. Raises what the store says when it cannot tell; the client goes on asking."""
         synced = asyncio.ensure_future(self._synced.wait())
         try:
-            await asyncio.wait((synced, self._failed), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((synced, self._failed), return_when=asyncio.FIRST_COMPLETED, timeout=_SYNC_SECONDS)
         finally:
             synced.cancel()
-        if not self._synced.is_set():
+        if self._synced.is_set():
+            return self
+        if self._failed.done():
             raise self._failed.result()
-        return self
+        raise CannotConnect(f"discovery does not tell within {_SYNC_SECONDS:g} s who serves {self.endpoint.path}")
 
     def on_change(
         self, added: Callable[[Instance], None] | None = None, removed: Callable[[int], None] | None = None
@@ -294,10 +297,12 @@ class Client:
     def _gone(self, address: str, endpoint: str) -> None:
         if endpoint not in {"", self.endpoint.path}:
             return
-        for instance in [instance for instance in self._usable.values() if instance.address == address]:
+        for instance in [instance for instance in self._known.values() if instance.address == address]:
             self._remove(instance.instance_id)
             if not endpoint:
                 self._probe(instance)
+            elif (probe := self._probes.pop(instance.instance_id, None)) is not None:
+                probe.cancel()  # that the process answers does not mean that it takes requests
 
     def _probe(self, instance: Instance) -> None:
         if self._watcher is not None and instance.instance_id not in self._probes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynamo_core.contracts.discovery import Instance
 from dynamo_core.contracts.planes import RequestHandler
-from dynamo_core.errors import ConfigError
+from dynamo_core.errors import ConfigError, StartupError
 from dynamo_core.runtime.bidirectional import BidirectionalHandler, input_endpoint
 from dynamo_core.runtime.canary import Canary, CanarySettings, Pulse
 from dynamo_core.runtime.client import Client
@@ -77,14 +77,26 @@ class Endpoint:
         """
         runtime = self.runtime
         await runtime.start()
+        earlier = runtime.served(self.path)
+        if earlier is not None and not earlier.left:
+            raise ConfigError(
+                f"this process serves {self.path} already, as instance {runtime.instance_id:x}: choose another name"
+            )
         settings = canary or runtime.canary
         pulse = Pulse() if health_check_payload is not None and settings.enabled else None
         address = await runtime.request_plane.serve(self.path, handler if pulse is None else pulse.watching(handler))
         served = Served(self, self._instance(address, events))
         served.health_check_payload = health_check_payload
         runtime.adopt(served)
-        await served.join()
-        if pulse is not None:
+        if runtime.stopping:
+            await served.close(0)
+            return served
+        try:
+            await served.join()
+        except StartupError:
+            await served.close(0)
+            raise
+        if pulse is not None and not served.left:
             served.canary = Canary(served, health_check_payload, pulse, settings)
         return served
 

@@ -130,6 +130,11 @@ class DistributedRuntime:
             self._stopping = asyncio.create_task(self._stop())
         return self._stopping
 
+    @property
+    def stopping(self) -> bool:
+        """Since the call of :meth:`shutdown`."""
+        return self._stopping is not None
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dynamo_core.contracts.discovery import Instance
+from dynamo_core.errors import StartupError
 
 if TYPE_CHECKING:
     from dynamo_core.runtime.canary import Canary
@@ -37,6 +38,7 @@ class Served:
         self._idle: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
         self._listed = False
+        self._was_put = False
 
     @property
     def left(self) -> bool:
@@ -60,8 +62,28 @@ class Served:
         return " ".join(sorted(self._suspended)) or ("ready" if self._listed else "starting")
 
     async def join(self) -> None:
-        """Appear in discovery."""
+        """Appear in discovery. Raises StartupError when another process has this instance's place."""
+        try:
+            there = (await self.endpoint.runtime.discovery.get_prefix(self._key)).get(self._key)
+        except Exception as error:  # noqa: BLE001  # a store that is away is no reason not to serve
+            _log.debug("%s could not be looked up: %s", self._key, error)
+            there = None
+        if there is not None:
+            self._refuse_double(there)
         await self._list()
+
+    def _refuse_double(self, there: bytes) -> None:
+        own = self.instance
+        try:
+            other = msgspec.json.decode(there, type=Instance)
+        except msgspec.MsgspecError:
+            return
+        if (other.address, other.host, other.pid) != (own.address, own.host, own.pid):
+            where = f"{other.address} (process {other.pid} of {other.host})"
+            raise StartupError(
+                f"instance {own.instance_id:x} of {self.endpoint.path} is there already, at {where}: two processes have one id;"
+                " start this one again"
+            )
 
     def withhold(self, reason: str) -> None:
         """Before :meth:`join`: do not appear until ``reason`` was resumed."""
@@ -109,8 +131,10 @@ class Served:
             discovery = self.endpoint.runtime.discovery
             if self.left or self._suspended:
                 self._listed = False
-                await discovery.delete(self._key)
+                if self._was_put:  # else the key is nobody's, or another process's
+                    await discovery.delete(self._key)
             else:
+                self._was_put = True
                 await discovery.put(self._key, msgspec.json.encode(self.instance))
                 self._listed = True
 

@@ -12,6 +12,7 @@ from dynamo_core.contracts.planes import StreamReceiver
 from dynamo_core.errors import CannotConnect, Disconnected, DynamoError, ProtocolError
 from dynamo_core.runtime.planes.connection import Connection
 from dynamo_core.runtime.planes.frames import (
+    UNSENDABLE,
     VERSION,
     WINDOW,
     Cancel,
@@ -40,10 +41,11 @@ _GRANT = WINDOW // 2
 class ConnectionStream:
     """What the caller holds of an open stream."""
 
-    __slots__ = ("_connection", "_paused", "id", "receiver", "taken", "unlink")
+    __slots__ = ("_connection", "_paused", "endpoint", "id", "receiver", "taken", "unlink")
 
-    def __init__(self, connection: ClientConnection, id: int, receiver: StreamReceiver) -> None:
+    def __init__(self, connection: ClientConnection, id: int, endpoint: str, receiver: StreamReceiver) -> None:
         self.id = id
+        self.endpoint = endpoint
         self.receiver = receiver
         self.taken = 0
         """Items received and not yet granted again; below zero while paused, so that :data:`_GRANT` is never reached."""
@@ -105,7 +107,7 @@ class ClientConnection(Connection):
 
     def open(self, endpoint: str, instance_id: int, request: Any, context: Context, receiver: StreamReceiver) -> ConnectionStream:
         self._next = number = self._next + 1
-        stream = ConnectionStream(self, number, receiver)
+        stream = ConnectionStream(self, number, endpoint, receiver)
         self.streams[number] = stream
         self.send(
             Open(number, endpoint, instance_id, context.id(), request, context.deadline, context.metadata, context.trace_headers)
@@ -174,7 +176,10 @@ class ClientConnection(Connection):
             stream = self.streams.get(message.stream)
             if stream is not None:
                 self.remove(stream)
-                _tell_error(stream.receiver, wire_error(message))
+                error = wire_error(message)
+                if message.code == UNSENDABLE:
+                    error = type(error)(f"a response of {stream.endpoint} {error.message}")
+                _tell_error(stream.receiver, error)
         elif isinstance(message, Part):
             self._part(message)
         elif isinstance(message, Hello):
@@ -212,6 +217,8 @@ class ClientConnection(Connection):
     def _reject(self, message: Message, error: DynamoError) -> None:
         stream = self.streams.get(getattr(message, "stream", 0))
         if stream is not None:
+            if isinstance(message, Open):
+                error = type(error)(f"the request to {message.endpoint} {error.message}")
             self.remove(stream)
             _tell_error(stream.receiver, error)
 

@@ -77,7 +77,7 @@ class Connection(asyncio.Protocol, ABC):
 
     @abstractmethod
     def _reject(self, message: Message, error: DynamoError) -> None:
-        """``message`` cannot be sent."""
+        """``message`` cannot be sent; ``error`` says why, with the message as its subject."""
 
     def _charge(self, stream: int, amount: int) -> None:
         """A message of ``stream`` cost ``amount`` more credit than it has items."""
@@ -136,10 +136,10 @@ class Connection(asyncio.Protocol, ABC):
         try:
             encoded = encode_message(message)
         except _CANNOT_ENCODE as error:
-            self._reject(message, InvalidRequest(f"a value cannot be sent as msgpack: {error}"))
+            self._reject(message, InvalidRequest(f"cannot be sent as msgpack: {error}"))
             return None
         if len(encoded) > MAX_MESSAGE_BYTES:
-            self._reject(message, PayloadTooLarge(f"{len(encoded)} bytes are too many for one message; {MAX_MESSAGE_BYTES} fit"))
+            self._reject(message, PayloadTooLarge(f"has {len(encoded)} bytes, too many for one message; {MAX_MESSAGE_BYTES} fit"))
             return None
         if len(encoded) > PART_BYTES:
             self._charge(cast("Part", message).stream, -(-len(encoded) // PART_BYTES) * PART_COST)

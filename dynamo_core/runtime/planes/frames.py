@@ -20,6 +20,7 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "PART_BYTES",
     "PART_COST",
+    "UNSENDABLE",
     "VERSION",
     "WINDOW",
     "Assembler",
@@ -51,6 +52,8 @@ PART_COST = 16
 """Credit that a part of an item costs: a window of items then also bounds bytes (4 MiB of large items)."""
 WINDOW = 1024
 """Items of one stream that may be on their way."""
+UNSENDABLE = "response_not_sendable"
+"""Code of an error whose message lacks its subject: a response of the stream's endpoint."""
 MAX_FRAME_BYTES = 1024 * 1024
 """A longer length field is garbage: our own frames stay near :data:`PART_BYTES`."""
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024

@@ -52,7 +52,7 @@ class MultiplexPlane(ABC):
         if self._address is None:
             self._address = asyncio.create_task(self._listen(self._accept))
         address = await asyncio.shield(self._address)
-        self._endpoints[endpoint] = Registration(handler)
+        self._endpoints[endpoint] = Registration(endpoint, handler)
         return address
 
     async def unserve(self, endpoint: str) -> None:

@@ -15,6 +15,7 @@ from dynamo_core.errors import CannotConnect, DeadlineExceeded, DynamoError, Eng
 from dynamo_core.runtime.logging import REQUEST_ID
 from dynamo_core.runtime.planes.connection import Connection
 from dynamo_core.runtime.planes.frames import (
+    UNSENDABLE,
     VERSION,
     WINDOW,
     Cancel,
@@ -39,9 +40,10 @@ _log = logging.getLogger(__name__)
 class Registration:
     """An endpoint that is served, and how many of its requests run."""
 
-    __slots__ = ("_idle", "closed", "handler", "running")
+    __slots__ = ("_idle", "closed", "endpoint", "handler", "running")
 
-    def __init__(self, handler: RequestHandler) -> None:
+    def __init__(self, endpoint: str, handler: RequestHandler) -> None:
+        self.endpoint = endpoint
         self.handler = handler
         self.closed = False
         """New requests are refused."""
@@ -81,6 +83,10 @@ class ServerStream:
         self._last: Message | None = None
         self._done = False
         self._waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def endpoint(self) -> str:
+        return self._registration.endpoint
 
     def item(self, value: Any) -> None:
         if self._credit > 0:
@@ -273,8 +279,9 @@ class ServerConnection(Connection):
     def _reject(self, message: Message, error: DynamoError) -> None:
         number: int = getattr(message, "stream", 0)
         stream = self.streams.get(number)
-        _log.error("a response was cut short: %s", error)
-        self.send(error_message(number, EngineError(error.message)))
+        name = "a response" if stream is None else f"a response of {stream.endpoint}"
+        _log.error("%s %s", name, error.message)
+        self.send(error_message(number, EngineError(error.message, code=UNSENDABLE)))
         if stream is not None:
             stream.kill()
 
