@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -77,3 +79,36 @@ async def test_other_types_pass_through() -> None:
         yield request
 
     assert [item async for item in echo({"a": 1})] == [{"a": 1}]
+
+
+async def test_thread_settings_of_the_environment_are_taken_or_said_to_be_ignored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DYN_FILE_KV", str(tmp_path / "kv"))
+    monkeypatch.setenv("DYN_RUNTIME_MAX_BLOCKING_THREADS", "3")
+    monkeypatch.setenv("DYN_RUNTIME_NUM_WORKER_THREADS", "4")
+    monkeypatch.chdir(tmp_path)
+    busy: list[int] = []
+    together: list[int] = []
+
+    def block(request: int) -> int:
+        busy.append(request)
+        together.append(len(busy))
+        time.sleep(0.05)
+        busy.remove(request)
+        return request
+
+    @dynamo_worker()
+    async def work(runtime: Any) -> list[Any]:
+        serving = asyncio.create_task(runtime.endpoint("n.c.e").serve_endpoint(block))
+        client = await runtime.endpoint("n.c.e").client()
+        await client.wait_for_instances(10)
+        streams = [client.generate(number, annotated=False) for number in range(9)]
+        answers = await asyncio.gather(*(anext(stream) for stream in streams))
+        await runtime.shutdown()
+        await serving
+        return answers
+
+    assert await work() == list(range(9))
+    assert max(together) == 3
+    assert "DYN_RUNTIME_NUM_WORKER_THREADS=4 has no effect" in caplog.text
