@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.deployment import Deployment, deployed, introduce
-from benchmarks.frontend_cost import WORDS
 from dynamo_core.testing.tiny_model import make_tiny_model
 
+_WORDS = "the quick brown fox jumps over a lazy dog while many animals watch the river".split()
 _KINDS = ("stream", "stream", "leave", "leave", "unary", "logprobs")
 
 
@@ -49,8 +49,8 @@ def sample(pid: int) -> Sample:
 
 def request(kind: str, chooser: random.Random) -> bytes:
     """Every prompt is another one, with a beginning that others have, too."""
-    shared = " ".join(random.Random(chooser.randrange(8)).choices(WORDS, k=chooser.choice((20, 100, 300))))
-    text = shared + " " + " ".join(chooser.choices(WORDS, k=chooser.randrange(1, 120)))
+    shared = " ".join(random.Random(chooser.randrange(8)).choices(_WORDS, k=chooser.choice((20, 100, 300))))
+    text = shared + " " + " ".join(chooser.choices(_WORDS, k=chooser.randrange(1, 120)))
     tokens = 4 if kind == "unary" else chooser.randrange(1, 96)
     extra = ',"logprobs":true,"top_logprobs":2' if kind == "logprobs" else ""
     stream = "false" if kind == "unary" else "true"
