@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,11 @@ from typing import Any
 from dynamo_core.contracts import (
     Decision,
     EngineLoad,
+    ForeignRequest,
     Hold,
     ModelCard,
     Outcome,
+    Reject,
     Route,
     Router,
     RouterContext,
@@ -144,6 +147,39 @@ class RouterContract(ABC):
         (decision,) = self.chosen(router, [request], self.workers(1))
         self.finish(router, request, decision)
         self.finish(router, request, decision)  # a second time changes nothing
+
+    def test_a_question_is_answered_and_books_nothing(self) -> None:
+        router, _ = self.start()
+        query = getattr(router, "query", None)
+        if query is None or inspect.iscoroutinefunction(query):
+            return
+        workers = self.workers(1, 2, 3)
+        for worker in workers.values():
+            self.tell(router, "worker_added", worker)
+        state = getattr(router, "state", dict)
+        before: Any = state()
+        for pinned in (None, 2):
+            decision = query(self.request(pinned=pinned, excluded=frozenset({3})), workers)
+            assert isinstance(decision, (Route, Hold, Reject)), f"{decision!r} is no decision"
+            if isinstance(decision, Route):
+                assert decision.worker_id in (1, 2), "a question has the same workers as a request"
+        assert state() == before, "a question changes nothing"
+
+    def test_it_is_told_of_other_frontends_requests_without_harm(self) -> None:
+        router, _ = self.start()
+        if not hasattr(router, "routed_elsewhere"):
+            return
+        workers = self.workers(1, 2)
+        for worker in workers.values():
+            self.tell(router, "worker_added", worker)
+        for note in (None, [1, 2, 3], "anything"):
+            request = ForeignRequest(id="f", token_ids=(), prompt_tokens=100, overlap_blocks=2, note=note)
+            for worker_id in (1, 99):
+                self.tell(router, "routed_elsewhere", request, worker_id)
+                self.tell(router, "first_token", request, worker_id)
+                self.tell(router, "finished", request, worker_id, "completed")
+        (decision,) = self.chosen(router, [self.request()], workers)
+        assert isinstance(decision, Route)
 
     def test_the_same_seed_and_the_same_story_give_the_same_choices(self) -> None:
         assert self._story() == self._story()

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from dynamo_core.contracts import KvStored
 from dynamo_core.kv.hashing import sequence_hashes
+from dynamo_core.serving.kv_journal import KvJournal
 
 pytestmark = [
     pytest.mark.vllm,
@@ -59,6 +61,11 @@ async def test_what_events_say_is_what_the_engine_finds_through_evictions_and_do
         assert answer.cached_tokens == min(found, (len(prompt) - 1) // BLOCK) * BLOCK
         seen.add(found)
     assert {0, 10} <= seen
+    journal = KvJournal(1, lambda *_: None)  # what a frontend fetches that comes late is the same
+    for event in vllm.events:
+        journal.publish([event])
+    told = [event for batch in journal.state() for event in batch.events]
+    assert {block for event in told if isinstance(event, KvStored) for block in event.seq_hashes} == vllm.cached()
 
 
 async def test_clearing_the_cache_is_heard(vllm: Any) -> None:
