@@ -23,7 +23,9 @@ from typing import NamedTuple
 from benchmarks.deployment import Deployment, deployed, introduce
 from dynamo_core.testing.tiny_model import make_tiny_model
 
-_WORDS = "the quick brown fox jumps over a lazy dog while many animals watch the river".split()
+_WORDS = (
+    "the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "many", "animals", "watch", "the", "river",
+)  # fmt: skip
 _KINDS = ("stream", "stream", "leave", "leave", "unary", "logprobs")
 
 
