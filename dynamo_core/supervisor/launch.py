@@ -19,7 +19,7 @@ from dynamo_core import __version__
 from dynamo_core.config import Resolved, Settings
 from dynamo_core.plugins import Compiled
 from dynamo_core.supervisor.admin import ADMIN_SOCKET
-from dynamo_core.supervisor.cores import available_cores, split_cores
+from dynamo_core.supervisor.cores import available_cores, available_gpus, split_cores, with_gpus
 from dynamo_core.supervisor.log_stream import LogStream
 from dynamo_core.supervisor.order import Order, ProcessKind, make_order
 from dynamo_core.supervisor.port import PortReservation, reserve_port
@@ -121,16 +121,17 @@ def _plans(
         shared["file_kv"] = str(folder.folder("kv"))
     for_children = msgspec.structs.replace(settings, run_dir=str(folder.path), **shared)
     cores = split_cores(available_cores(), settings.workers)
-    children: list[tuple[ProcessKind, str, tuple[int, ...]]] = [
-        *(("worker", f"worker-{index}", cores[index]) for index in range(settings.workers)),
-        *(("frontend", f"frontend-{index}", ()) for index in range(settings.frontends)),
+    environs = with_gpus(environ, available_gpus(environ), settings.workers)
+    children: list[tuple[ProcessKind, str, tuple[int, ...], Mapping[str, str]]] = [
+        *(("worker", f"worker-{index}", cores[index], environs[index]) for index in range(settings.workers)),
+        *(("frontend", f"frontend-{index}", (), environ) for index in range(settings.frontends)),
     ]
     plans = []
-    for kind, name, own_cores in children:
+    for kind, name, own_cores, own_environ in children:
         order = make_order(resolved, kind=kind, name=name, settings=for_children, cpu_cores=own_cores)
         path = folder.write(f"{name}.json", msgspec.json.encode(order))
         command = (*child_command, str(path))
-        plans.append(ProcessPlan(name=name, kind=kind, command=command, environ={**environ, "PYTHONUNBUFFERED": "1"}))
+        plans.append(ProcessPlan(name=name, kind=kind, command=command, environ={**own_environ, "PYTHONUNBUFFERED": "1"}))
     return plans
 
 
