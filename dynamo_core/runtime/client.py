@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import logging
 import random
+import socket
 from collections.abc import AsyncIterable, Callable, Collection
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +83,7 @@ class Client:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            alive = nearest_endpoints(self.endpoint.path, await self._endpoints_alive())
-            raise NoInstances(f"nobody serves {self.endpoint.path} after {timeout:g} s; {alive}") from None
+            raise NoInstances(f"nobody serves {self.endpoint.path} after {timeout:g} s; {await self._why_nobody()}") from None
         return self.instance_ids()
 
     async def wait_for_endpoints(self, timeout: float | None = None) -> list[int]:  # noqa: ASYNC109  # Dynamo's name
@@ -226,6 +226,13 @@ class Client:
             raise NoInstances(f"nobody serves {self.endpoint.path}")
         return list(self._usable)
 
+    async def _why_nobody(self) -> str:
+        """For the end of a sentence."""
+        if self._known:
+            listed = sorted(instance.address for instance in self._known.values())
+            return f"{len(listed)} listed in discovery cannot be reached, at {', '.join(listed[:3])}"
+        return nearest_endpoints(self.endpoint.path, await self._endpoints_alive())
+
     async def _endpoints_alive(self) -> set[str]:
         try:
             keys = await self.endpoint.runtime.discovery.get_prefix("instances/")
@@ -318,6 +325,9 @@ class Client:
                     await self._plane.connect(instance)
                 except DynamoError as error:
                     _log.debug("instance %x of %s: %s", instance.instance_id, self.endpoint.path, error)
+                    if attempt == 1 and instance.address.startswith("unix:") and instance.host != socket.gethostname():
+                        hint = f"it listens on a Unix socket of host {instance.host}; set DYN_TCP_RPC_HOST there"
+                        _log.warning("instance %x of %s cannot be reached: %s", instance.instance_id, self.endpoint.path, hint)
                     self._remove(instance.instance_id)
                 else:
                     self._add(instance)

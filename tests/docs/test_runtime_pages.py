@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from dynamo_core.errors import ConfigError, NoInstances
@@ -121,6 +122,19 @@ async def test_a_wrong_namespace(cluster: InprocCluster) -> None:
             await client.wait_for_instances(0.01)
         assert says(caught.value.message.partition("; ")[2])
     await end(serving)
+
+
+async def test_an_instance_of_another_host_without_an_address(cluster: InprocCluster, caplog: pytest.LogCaptureFixture) -> None:
+    server, caller = await cluster.runtime(), await cluster.runtime()
+    record = {"instance_id": 7, "namespace": "production", "component": "backend", "endpoint": "generate", "host": "elsewhere"}
+    record |= {"address": "unix:/tmp/nowhere.sock", "request_plane": caller.request_plane_name}
+    await server.discovery.put("instances/production/backend/generate/7", msgspec.json.encode(record))
+    client = await caller.endpoint(PATH).client()
+    await until(lambda: "it listens on a Unix socket of host elsewhere; set DYN_TCP_RPC_HOST there" in caplog.text)
+    with pytest.raises(NoInstances, match=r"1 listed in discovery cannot be reached, at unix:/tmp/nowhere\.sock"):
+        await client.wait_for_instances(0.05)
+    assert says("it listens on a Unix socket of host")
+    assert says("1 listed in discovery cannot be reached, at tcp:")
 
 
 @pytest.mark.parametrize("passed_on", [True, False])
