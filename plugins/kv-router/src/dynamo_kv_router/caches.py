@@ -12,6 +12,7 @@ from dynamo_core.kv import HashCache, PrefixIndex, PromptHashes, slots_of
 from dynamo_kv_router.config import KvRouterConfig
 from dynamo_kv_router.load import Pieces, PlaceLoad
 from dynamo_kv_router.pending import PendingPrompts
+from dynamo_kv_router.scarcity import Scarcity
 from dynamo_kv_router.tiers import Beyond, SlowTiers
 
 __all__ = ["Caches", "Overlap"]
@@ -40,6 +41,7 @@ class Caches:
         self._block_size = block_size
         self._index = PrefixIndex()
         self._hashes = HashCache()
+        self.scarcity = Scarcity()
         self._pending = PendingPrompts()
         self._prompts: dict[Hashable, PromptHashes] = {}
         self._owners: dict[int, PlaceLoad] = {}
@@ -117,6 +119,11 @@ class Caches:
             expiry = now + self._assumed_ms
             self._index.stored(slot, prompt.upto(prompt.count), expiry, keep=self._config.router_prune_target_ratio)
 
+    def found(self, prompt: PromptHashes, overlap: Overlap) -> None:
+        """The prompt was compared with all caches. Nothing is learned where they are only assumed."""
+        if not self._assumed:
+            self.scarcity.observe(prompt, max(overlap.blocks))
+
     def computed(self, key: Hashable, now: float) -> None:
         """Its first token came: from here on events say what there is, or a while later."""
         if self._predicted_ms and key in self._prompts:
@@ -178,6 +185,7 @@ class Caches:
                 self._index.stored(slot, event.seq_hashes, keep=self._config.router_prune_target_ratio)
             elif isinstance(event, KvRemoved):
                 self._index.removed(slot, event.seq_hashes)
+                self.scarcity.evicted(event.seq_hashes)
 
     def lost(self, place: PlaceLoad) -> None:
         """Events were: what they said is void."""

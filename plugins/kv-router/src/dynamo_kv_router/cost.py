@@ -14,10 +14,11 @@ For a prompt of L tokens of which k blocks are cached on the worker::
 
     cost  = wait + weight × own × (affinity + crowd × requests + youth × young) + decode × load + room
 
-``token_ms`` and ``overhead_ms`` are learned (:mod:`dynamo_kv_router.speed`), and so is ``stay_ms``, the mean time that requests
-spend on a worker; ``weight`` is ``overlap_score_weight``. A stream slows others down while it is young because it comes with a
-prompt; the sum over streams is kept in three exponentials, whose sum is within 0.025 of 1 ÷ (1 + x) everywhere, so that it costs
-the same for one stream and a thousand.
+``affinity`` is between 1 and its weight, by how scarce room in the caches is (:mod:`dynamo_kv_router.scarcity`). ``token_ms`` and
+``overhead_ms`` are learned (:mod:`dynamo_kv_router.speed`), and so is ``stay_ms``, the mean time that requests spend on a worker;
+``weight`` is ``overlap_score_weight``. A stream slows others down while it is young because it comes with a prompt; the sum over
+streams is kept in three exponentials, whose sum is within 0.025 of 1 ÷ (1 + x) everywhere, so that it costs the same for one
+stream and a thousand.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
     """Chosen in simulation on an hour of real conversations; good from a lightly used to an overloaded set of workers."""
 
     affinity: float = 4.5
+    """What a cached prompt saves where room in caches is scarce, in times that it would take; 1 where it is not."""
+    scarce: float = 0.1
+    """Share of evicted blocks, in what could have been found, from which on room is scarce."""
     crowd: float = 0.015
     youth: float = 0.09
     tau_ms: float = 220.0

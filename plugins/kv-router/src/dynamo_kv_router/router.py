@@ -63,7 +63,6 @@ class KvRouter:
         self._model = context.model
         self._block_size = context.block_size or _DEFAULT_BLOCK
         self.weights = (weights or Weights()).configured(config, self._block_size)
-        self._affinity = config.overlap_score_weight * self.weights.affinity
         self._books = Books(config, self.weights, context.clock)
         self._caches = Caches(config, self._block_size)
         self._chooser = Chooser(config.router_temperature, context.seed)
@@ -139,6 +138,7 @@ class KvRouter:
         own_ms, pieces = new * books.speed.token_ms, self._caches.pieces(prompt)
         books.begin(key, place, len(request.token_ids), new, own_ms, self._expected(request), pieces)
         self._caches.sent(key, place, prompt, books.clock.now)
+        self._caches.found(prompt, overlap)
         rank = place.rank if place.several else None
         return Route(
             place.id,
@@ -163,11 +163,17 @@ class KvRouter:
         priced: Sequence[float] = overlap.new_tokens
         if self._credit is not None:
             priced = self._credit.priced(overlap, tokens * books.speed.token_ms, books.places, books.clock.now)
-        price = costs(rows, priced, tokens, books.clock, books.speed, self._affinity)
+        price = costs(rows, priced, tokens, books.clock, books.speed, self._affinity())
         if request.hints.preferred_taints:
             price = preferred(price, candidates, request.hints.preferred_taints)
         chosen = self._chooser.choose(price, candidates)
         return _Choice(candidates[chosen], prompt, overlap, explain(price, candidates, overlap.blocks, chosen))
+
+    def _affinity(self) -> float:
+        """A cached prompt saves its time and, where room in the caches is scarce, what it would push out elsewhere."""
+        weights = self.weights
+        scarcity = min(1.0, self._caches.scarcity.share / weights.scarce)
+        return self.config.overlap_score_weight * (1.0 + (weights.affinity - 1.0) * scarcity)
 
     def _expected(self, request: RouteRequest) -> int:
         """Tokens of the answer that are counted from the beginning."""
@@ -279,6 +285,7 @@ class KvRouter:
         state = {
             "prefill": {"overhead_ms": round(books.speed.overhead_ms, 3), "token_ms": round(books.speed.token_ms, 6)},
             "blocks": len(self._caches),
+            "scarcity": round(self._caches.scarcity.share, 3),
             "requests": len(books),
             "workers": {place.name: self._account(place, now) for place in books.places},
         }
