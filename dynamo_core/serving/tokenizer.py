@@ -115,6 +115,9 @@ def load_tokenizer(folder: ModelFolder) -> Tokenizer:
     Blocks (without holding the interpreter's lock): 4 seconds for 262,144 tokens. Call it in a thread.
     """
     header = folder.tokenizer_header()
+    # The one that stays is loaded first: loading takes twice what stays, and what the second one leaves behind can be given back.
+    fast, obstacle = _load_fast(folder.tokenizer_json)
+    _return_free_memory()
     try:
         reference = _load_reference(folder.tokenizer_json)
     except Exception as error:  # the library raises bare Exception
@@ -124,12 +127,13 @@ def load_tokenizer(folder: ModelFolder) -> Tokenizer:
     size = max([reference.get_vocab_size(), *(token.id + 1 for token in header.added_tokens)])
     special = [reference.token_to_id(token.content) for token in header.added_tokens if token.special]
     probe = _Probe.of(reference, header.added_tokens)
-    # Dropped before the other is loaded: with 262,144 tokens each takes 400 MB while it loads.
-    del reference
-    _return_free_memory()
-    encoder = _load_fast(folder.tokenizer_json, probe)
-    backend: Literal["fastokens", "tokenizers"] = "tokenizers" if encoder is None else "fastokens"
-    encoder = encoder or _load_reference(folder.tokenizer_json)
+    if fast is not None:
+        obstacle = probe.difference(fast)
+    backend: Literal["fastokens", "tokenizers"] = "fastokens" if obstacle is None else "tokenizers"
+    encoder: Any = fast if obstacle is None else reference
+    if obstacle is not None:
+        _log.info("%s is encoded with tokenizers instead of fastokens: %s", folder.tokenizer_json, obstacle)
+    del fast, reference
     _return_free_memory()
     vocabulary = Vocabulary(encoder.id_to_token, size, [token_id for token_id in special if token_id is not None], header.decoder)
     return Tokenizer(backend, encoder, vocabulary, added_tokens=header.added_tokens, frame=probe.frame())
@@ -143,23 +147,19 @@ def _load_reference(path: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _load_fast(path: Path, probe: _Probe) -> Any:
-    """``None`` where it is not installed, does not know this kind of tokenizer, or gives other ids."""
+def _load_fast(path: Path) -> tuple[Any, str | None]:
+    """``None`` and the reason where it is not installed or does not know this kind of tokenizer."""
     try:
         import fastokens
-    except ImportError:
-        return None
-    try:
+
         tokenizer = fastokens.Tokenizer.from_file(str(path))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        difference = probe.difference(tokenizer)
-        if difference is None:
-            return tokenizer
+    except ImportError:
+        return None, "it is not installed"
     except Exception as error:  # noqa: BLE001 - whatever it cannot do, the reference can
-        difference = f"{type(error).__name__}: {error}"
-    _log.info("%s is encoded with tokenizers instead of fastokens: %s", path, difference)
-    return None
+        return None, f"{type(error).__name__}: {error}"
+    return tokenizer, None
 
 
 class _Probe(NamedTuple):
@@ -196,12 +196,15 @@ class _Probe(NamedTuple):
 
     def difference(self, candidate: Any) -> str | None:
         """Where the candidate departs from the reference first; ``None`` if nowhere."""
-        for text, add_special_tokens, ids in self.encodings:
-            if candidate.encode(text, add_special_tokens=add_special_tokens).ids != ids:
-                return f"other ids for {text[:40]!r}"
-        for token_id, token in self.tokens.items():
-            if candidate.id_to_token(token_id) != token:
-                return f"another string for id {token_id}"
+        try:
+            for text, add_special_tokens, ids in self.encodings:
+                if candidate.encode(text, add_special_tokens=add_special_tokens).ids != ids:
+                    return f"other ids for {text[:40]!r}"
+            for token_id, token in self.tokens.items():
+                if candidate.id_to_token(token_id) != token:
+                    return f"another string for id {token_id}"
+        except Exception as error:  # noqa: BLE001 - whatever it cannot do, the reference can
+            return f"{type(error).__name__}: {error}"
         return None
 
 
