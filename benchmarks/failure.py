@@ -47,6 +47,7 @@ def main() -> int:
         case = cases.add_parser(name)
         case.add_argument("--streams", type=int, default=streams, help="at a time")
         case.add_argument("--tokens", type=int, default=150, help="of each stream")
+        case.add_argument("--settle", type=float, default=3, help="seconds from one event to the next")
         case.add_argument("--keep-log", type=Path, help="where the server's log goes")
     cases.choices["kill"].add_argument("--kills", type=int, default=20)
     cases.choices["kill"].add_argument("--pause-ms", type=float, default=100, help="longest added pause at the median; 0: any")
@@ -110,7 +111,7 @@ async def _kill(server: Deployment, options: argparse.Namespace) -> tuple[list[O
     kills: list[float] = []
     for turn in range(options.kills):
         workers = await server.whole(3)
-        await asyncio.sleep(3)  # streams spread over all three, and `status` is long over
+        await asyncio.sleep(options.settle)  # streams spread over all three, and `status` is long over
         name = sorted(workers)[turn % 3]
         os.kill(workers[name], signal.SIGKILL)
         kills.append(time.monotonic())
@@ -150,12 +151,12 @@ async def _drain(server: Deployment, options: argparse.Namespace) -> tuple[list[
     codes: dict[str, int | str] = {}
     for name in ("worker-0", "frontend-0", "worker-1", "frontend-1"):
         await server.whole(2)
-        await asyncio.sleep(3)
+        await asyncio.sleep(options.settle)
         pids = await server.pids(name.partition("-")[0])
         os.kill(pids[name], signal.SIGTERM)
         codes[name] = await _exit_code(server, name)
     await server.whole(2)
-    await asyncio.sleep(2)
+    await asyncio.sleep(options.settle)
     await short.stop()
     load.finish()
     server.process.send_signal(signal.SIGTERM)
@@ -193,7 +194,7 @@ async def _outage(server: Deployment, etcd: EtcdServer, options: argparse.Namesp
     wrong: list[str] = []
     before = await registered(etcd.url)
     load = Load(server.port, options.streams, options.tokens)
-    await asyncio.sleep(5)
+    await asyncio.sleep(options.settle)
     etcd.kill()
     if options.wipe:
         etcd.wipe()

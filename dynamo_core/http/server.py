@@ -18,6 +18,9 @@ from dynamo_core.http.protocol import HttpProtocol
 __all__ = ["HttpServer"]
 
 _KEEP_ALIVE_SECONDS = 75
+_FIRST_WORD_SECONDS = 0.5
+"""What a connection that was just made gets to send its request, when the server ends."""
+_LOOK_SECONDS = 0.02
 
 
 class HttpServer:
@@ -86,3 +89,34 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.up.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._take_last_arrivals(sockets or [])
+        await super().shutdown(sockets)
+
+    async def _take_last_arrivals(self, sockets: list[socket.socket]) -> None:
+        """Close the door behind those who stand in it: a listening socket that is closed resets what it has not accepted, and
+        a connection that has sent nothing yet would be closed although its request is on its way."""
+        arrivals: list[socket.socket] = []
+        for sock in sockets:
+            with contextlib.suppress(OSError):  # nobody else is there
+                while True:
+                    arrivals.append(sock.accept()[0])
+        for server in self.servers:
+            server.close()
+        loop, config = asyncio.get_running_loop(), self.config
+        for arrival in arrivals:
+            arrival.setblocking(False)
+            with contextlib.suppress(OSError):  # it left again
+                await loop.connect_accepted_socket(self._protocol, arrival, ssl=config.ssl)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_WORD_SECONDS):
+                while any(getattr(connection, "cycle", self) is None for connection in self.server_state.connections):  # noqa: ASYNC110  # uvicorn tells nobody
+                    await asyncio.sleep(_LOOK_SECONDS)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make = cast("Any", self.config.http_protocol_class)
+        protocol: asyncio.Protocol = make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=None
+        )
+        return protocol

@@ -25,7 +25,7 @@ def run(*arguments: str) -> str:
 
 @pytest.mark.slow
 def test_workers_killed_under_load_lose_no_request_and_no_token() -> None:
-    told = run("kill", "--kills", "3", "--streams", "60", "--tokens", "100", "--pause-ms", "0")
+    told = run("kill", "--kills", "3", "--streams", "60", "--tokens", "80", "--pause-ms", "0", "--settle", "2")
     migrated = re.search(r"^3 kills, (\d+) streams migrated", told, re.MULTILINE)
     assert migrated is not None
     assert int(migrated[1]) >= 10
@@ -33,11 +33,11 @@ def test_workers_killed_under_load_lose_no_request_and_no_token() -> None:
 
 @pytest.mark.slow
 def test_what_gets_sigterm_under_load_finishes_what_runs_and_ends_with_0() -> None:
-    told = run("drain", "--streams", "30", "--tokens", "50")
+    told = run("drain", "--streams", "30", "--tokens", "40", "--settle", "1")
     assert "exit codes: worker-0 0, frontend-0 0, worker-1 0, frontend-1 0, dynamo serve 0" in told
 
 
 @pytest.mark.slow
 def test_an_outage_of_etcd_under_load_fails_nothing_and_is_told() -> None:
-    told = run("etcd-outage", "--seconds", "4", "--wait", "1", "--streams", "30", "--tokens", "50", "--wipe")
+    told = run("etcd-outage", "--seconds", "4", "--wait", "1", "--streams", "30", "--tokens", "40", "--settle", "2", "--wipe")
     assert '"state":"out of reach"' in told

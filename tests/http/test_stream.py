@@ -231,3 +231,29 @@ async def test_a_stream_is_chunked_and_a_body_has_a_length(running: Any) -> None
     assert stream.headers["transfer-encoding"] == "chunked"
     assert stream.headers["cache-control"] == "no-cache"
     assert int(unary.headers["content-length"]) == len(unary.content)
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_who_has_just_connected_when_the_server_ends_is_still_answered(running: Any, accepted: bool) -> None:
+    running.model.script = lambda played: played.say("a")
+    with socket.create_connection(("127.0.0.1", running.port)) as client:
+        if accepted:
+            while not running.server._server.server_state.connections:  # noqa: ASYNC110  # uvicorn tells nobody
+                await asyncio.sleep(0.01)
+        client.setblocking(False)
+        ending = asyncio.create_task(running.server._server.shutdown([running.server._sock]))
+        await asyncio.sleep(0)  # not a turn in which the loop could accept: the door closes now
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", running.port)).close()
+        reader, writer = await asyncio.open_connection(sock=client.dup())
+        writer.write(running.post("/v1/chat/completions", BODY))
+        assert b"200 OK" in await asyncio.wait_for(reader.readline(), 5)
+        await reader.read()
+        writer.close()
+    await ending
+
+
+async def test_a_connection_that_says_nothing_does_not_hold_up_the_end(running: Any) -> None:
+    with socket.create_connection(("127.0.0.1", running.port)):
+        async with asyncio.timeout(5):
+            await running.server.stop()
