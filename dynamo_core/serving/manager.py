@@ -70,7 +70,10 @@ class ModelManager:
     async def start(self) -> None:
         """Returns when what discovery held is known; models may still be loading. Raises StartupError when it does not tell."""
         if self.replicas is not None:
-            await self.replicas.start()
+            try:
+                await self.replicas.start()
+            except ServiceUnavailable as error:
+                raise StartupError(f"discovery does not tell which frontends there are: {error.message}") from None
         self.thresholds.start()
         self._watcher = asyncio.create_task(self._watch(), name="model cards")
         synced = asyncio.create_task(self._synced.wait())
