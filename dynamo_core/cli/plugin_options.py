@@ -17,7 +17,10 @@ from dynamo_core.errors import StartupError
 __all__ = ["PluginCommand", "ServeSettingsCommand", "owner_of"]
 
 _OPTIONS = f"{__name__}.options"
-_NAMING = {"--plugin": "plugins", "--no-plugin": "no_plugins", "--router": "router", "--engine": "engine"}
+_NAMING = {
+    "--plugin": "plugins", "--no-plugin": "no_plugins", "--router": "router", "--engine": "engine",
+    "--discovery-backend": "discovery_backend", "--request-plane": "request_plane", "--event-plane": "event_plane",
+}  # fmt: skip
 _FILE = "--config"
 
 
@@ -56,7 +59,8 @@ def _plugin_options(command: str, args: Sequence[str]) -> Iterator[tuple[click.O
     with contextlib.suppress(StartupError):
         settings = resolve(flags, file=file).settings
         spoken = [value for flag, values in words.items() if flag != "--no-plugin" for value in values]
-        named = [name for name in (*settings.plugins, settings.router, settings.engine, *spoken) if name is not None]
+        planes = (settings.discovery_backend, settings.request_plane, settings.event_plane)
+        named = [name for name in (*settings.plugins, settings.router, settings.engine, *planes, *spoken) if name is not None]
         types = configuration_types(_installed(named, settings.no_plugins))
         for number, (plugin, key, field) in enumerate(plugin_fields(types)):
             if field.flag is not None and (not field.commands or command in field.commands):

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dynamo_core.contracts.context import Context
@@ -38,7 +38,8 @@ def dynamo_worker(static: bool = False) -> Callable[[Callable[..., Awaitable[Any
         async def run(*args: Any, **kwargs: Any) -> Any:
             from dynamo_core.config import resolve
 
-            async with runtime_of(resolve({}).settings) as runtime:
+            resolved = resolve({})
+            async with runtime_of(resolved.settings, resolved.plugin_tables, resolved.file or "dynamo.toml") as runtime:
                 return await _until_signal(runtime, asyncio.ensure_future(worker(runtime, *args, **kwargs)))
 
         return run
@@ -46,9 +47,16 @@ def dynamo_worker(static: bool = False) -> Callable[[Callable[..., Awaitable[Any
     return decorate
 
 
-def runtime_of(settings: Settings) -> DistributedRuntime:
-    """A runtime as the settings say."""
+def runtime_of(
+    settings: Settings, tables: Mapping[str, Mapping[str, Any]] | None = None, source: str = "dynamo.toml"
+) -> DistributedRuntime:
+    """A runtime as the settings say. ``tables`` configure the plugins of its store and its planes; ``source`` is the file that has
+    them, for sentences about it."""
+    from dynamo_core.plugins import activate
+
     tell_ignored(settings)
+    parts = dict.fromkeys((settings.discovery_backend, settings.request_plane, settings.event_plane))
+    compiled = activate(tuple(parts), tables=tables or {}, source=source)
     return DistributedRuntime(
         None,
         settings.discovery_backend,
@@ -56,6 +64,7 @@ def runtime_of(settings: Settings) -> DistributedRuntime:
         event_plane=settings.event_plane,
         namespace=settings.namespace,
         run_dir=settings.run_dir,
+        compiled=compiled,
         file_kv=settings.file_kv,
         grace=settings.graceful_shutdown_secs,
         blocking_threads=settings.runtime_max_blocking_threads,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dynamo_core.contracts import Context
+from dynamo_core.errors import ConfigError
 from dynamo_core.runtime import DistributedRuntime, dynamo_endpoint, dynamo_worker
 
 
@@ -112,3 +113,20 @@ async def test_thread_settings_of_the_environment_are_taken_or_said_to_be_ignore
     assert await work() == list(range(9))
     assert max(together) == 3
     assert "DYN_RUNTIME_NUM_WORKER_THREADS=4 has no effect" in caplog.text
+
+
+async def test_the_files_tables_configure_store_and_planes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DYN_FILE_KV", str(tmp_path / "kv"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dynamo.toml").write_text("[plugins.tcp]\nhost = '127.0.0.1'\n[plugins.mocker]\n")
+
+    @dynamo_worker()
+    async def work(runtime: Any) -> str:
+        served = await runtime.endpoint("n.c.e").serve(lambda request, context, sink: sink.end())
+        address: str = served.instance.address
+        return address
+
+    assert (await work()).startswith("tcp:127.0.0.1:")
+    (tmp_path / "dynamo.toml").write_text("[plugins.tcp]\nhots = '127.0.0.1'\n")
+    with pytest.raises(ConfigError, match="hots"):
+        await work()

@@ -14,10 +14,11 @@ import ssl
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
+from dynamo_core.config.settings import setting
 from dynamo_core.errors import StartupError
 from dynamo_core.hookspecs import hookimpl
 from dynamo_core.runtime.planes.client import ClientConnection
@@ -34,28 +35,26 @@ _UNIX_PATH_BYTES = 107
 _BACKLOG = 512
 
 
+def _setting(doc: str, *env: str, flag: str, **meta: Any) -> msgspec.Meta:
+    return setting(doc, *env, flag=flag, commands=("worker", "frontend"), **meta)
+
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+# fmt: off
 class TcpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    host: str | None = None
-    """Address to listen on; ``None``: ``DYN_TCP_RPC_HOST``, else a Unix socket."""
-    port: int | None = None
-    """Port to listen on; ``None``: ``DYN_TCP_RPC_PORT``, else a free one."""
-    advertise: str | None = None
-    """``host`` or ``host:port`` to publish; ``None``: ``DYN_TCP_RPC_ADVERTISE``, else ``host``, or this machine's name for a
-    wildcard."""
-    heartbeat_secs: Annotated[float, msgspec.Meta(gt=0, le=60)] = 3.0
-    """Both ends of a connection ask each other this often whether they still answer."""
-    heartbeats_missed: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5
-    """A peer that lets so many pass is taken as lost."""
-    tls_cert: str | None = None
-    """File with this process's own certificate: it listens with TLS. ``None``: ``DYN_TCP_TLS_CERT_PATH``."""
-    tls_key: str | None = None
-    """File with its key. ``None``: ``DYN_TCP_TLS_KEY_PATH``."""
-    tls_ca: str | None = None
-    """File with the certificates that are trusted. ``None``: ``DYN_TCP_TLS_CA_CERT_PATH``, else the system's."""
-    tls_server_name: str | None = None
-    """Name that the others' certificates must carry. ``None``: ``DYN_TCP_TLS_SERVER_NAME``, else the host of their address."""
-    tls_verify_clients: bool = False
-    """Who calls must show a certificate, too. Or ``DYN_TCP_TLS_VERIFY_CLIENTS``."""
+    host: Annotated[str | None, _setting("Address to listen on; a Unix socket if not given.", "DYN_TCP_RPC_HOST", flag="tcp-host")] = None
+    port: Annotated[Port | None, _setting("Port to listen on; a free one if not given.", "DYN_TCP_RPC_PORT", flag="tcp-port")] = None
+    advertise: Annotated[str | None, _setting("HOST or HOST:PORT to publish; the address that is listened on, or this machine's name for a wildcard.", "DYN_TCP_RPC_ADVERTISE", flag="tcp-advertise")] = None
+    heartbeat_secs: Annotated[float, _setting("Both ends of a connection ask each other this often whether they still answer.", flag="", gt=0, le=60)] = 3.0
+    heartbeats_missed: Annotated[int, _setting("A peer that lets so many pass is taken as lost.", flag="", ge=1, le=100)] = 5
+    tls_cert: Annotated[str | None, _setting("File with this process's own certificate: it listens with TLS.", "DYN_TCP_TLS_CERT_PATH", flag="tcp-tls-cert-path")] = None
+    tls_key: Annotated[str | None, _setting("File with its key.", "DYN_TCP_TLS_KEY_PATH", flag="tcp-tls-key-path")] = None
+    tls_ca: Annotated[str | None, _setting("File with the certificates that are trusted; the system's if not given.", "DYN_TCP_TLS_CA_CERT_PATH", flag="tcp-tls-ca-cert-path")] = None
+    tls_server_name: Annotated[str | None, _setting("Name that the others' certificates must carry; the host of their address if not given.", "DYN_TCP_TLS_SERVER_NAME", flag="tcp-tls-server-name")] = None
+    tls_verify_clients: Annotated[bool, _setting("Who calls must show a certificate, too.", "DYN_TCP_TLS_VERIFY_CLIENTS", flag="tcp-tls-verify-clients")] = False
+# fmt: on
 
 
 class TcpPlane(MultiplexPlane):

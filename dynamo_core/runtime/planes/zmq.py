@@ -16,10 +16,12 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import zmq
 
+from dynamo_core.config.settings import setting
 from dynamo_core.errors import StartupError
 from dynamo_core.hookspecs import hookimpl
 from dynamo_core.runtime.planes.published import port_of, published_address
@@ -40,14 +42,19 @@ _HEARTBEAT_MS = 3_000
 _SILENCE_MS = 15_000
 
 
+def _setting(doc: str, *env: str, flag: str) -> msgspec.Meta:
+    return setting(doc, *env, flag=flag, commands=("worker", "frontend"))
+
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+# fmt: off
 class ZmqConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    host: str | None = None
-    """Address to publish on over TCP; ``None``: ``DYN_ZMQ_EVENT_HOST``, else ``ipc://`` in the run folder."""
-    port: int | None = None
-    """``None``: ``DYN_ZMQ_EVENT_PORT``, else a free one."""
-    advertise: str | None = None
-    """``host`` or ``host:port`` to publish; ``None``: ``DYN_ZMQ_EVENT_ADVERTISE``, else ``host``, or this machine's name for a
-    wildcard."""
+    host: Annotated[str | None, _setting("Address to publish events on over TCP; ipc in the run folder if not given.", "DYN_ZMQ_EVENT_HOST", flag="zmq-host")] = None
+    port: Annotated[Port | None, _setting("Port to publish events on; a free one if not given.", "DYN_ZMQ_EVENT_PORT", flag="zmq-port")] = None
+    advertise: Annotated[str | None, _setting("HOST or HOST:PORT that others dial for events; the address itself, or this machine's name for a wildcard.", "DYN_ZMQ_EVENT_ADVERTISE", flag="zmq-advertise")] = None
+# fmt: on
 
 
 class ZmqEvents:
