@@ -33,6 +33,8 @@ class Column(msgspec.Struct, frozen=True):
     heading: str
     digits: int = 1
     higher_is_better: bool = False
+    compared: bool = True
+    """False: neither more nor less of it is better."""
     headline: bool = False
     """In the table of ratios, too; the first column of a case always is."""
 
@@ -131,7 +133,7 @@ _TOKEN = (
     Column("cpu_us.frontend", "frontend, µs CPU a token"),
     Column("cpu_us.worker", "workers, µs CPU a token", headline=True),
     Column("per_s", "tokens/s", 0, higher_is_better=True, headline=True),
-    Column("tokens_a_read", "tokens a read"),
+    Column("tokens_a_read", "tokens a read", compared=False),
     Column("first_p50_ms", "first text p50, ms"),
     Column("first_p99_ms", "first text p99, ms"),
 )
@@ -150,9 +152,9 @@ _FIRST = (
 _PACED = (
     Column("cpu_us.frontend", "frontend, µs CPU a token"),
     Column("cpu_us.worker", "workers, µs CPU a token", headline=True),
-    Column("core_percent.frontend", "% of a core"),
+    Column("core_percent.frontend", "% of a core", compared=False),
     Column("per_s", "tokens/s", 0, higher_is_better=True),
-    Column("gap_p50_ms", "gap p50, ms"),
+    Column("gap_p50_ms", "gap p50, ms", compared=False),
     Column("jitter_p50_ms", "jitter p50, ms"),
     Column("jitter_p99_ms", "jitter p99, ms", headline=True),
     Column("jitter_p999_ms", "jitter p99.9, ms"),

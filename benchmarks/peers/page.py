@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.peers.plots import plot
-from benchmarks.peers.report import report
+from benchmarks.peers.plots import plot, plots
+from benchmarks.peers.report import Figures, report
 from benchmarks.peers.results import Results
 
 __all__ = ["BEGIN", "END", "PAGE", "RESULTS", "filled", "write"]
@@ -20,7 +20,8 @@ def filled(page: str, results: Results) -> str:
     """The page with the figures of these results."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{report(results)}\n{END}{after}"
+    pictures = [f"![{one.label}](performance/{one.name}.svg)\n" for one in plots(Figures(results.measurements))]
+    return "\n".join((before + BEGIN, report(results), *pictures, END + after))
 
 
 def write(*sources: Path) -> list[Path]:

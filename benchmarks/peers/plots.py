@@ -4,26 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.peers.report import Figures
 from benchmarks.peers.results import Results
 
-__all__ = ["plot"]
+__all__ = ["Plot", "plot", "plots"]
+
+
+class Plot(NamedTuple):
+    name: str
+    label: str
+    key: str
+    cases: list[str]
+
+
+def plots(figures: Figures) -> list[Plot]:
+    """What there are numbers for."""
+    names = [case.name for case in figures.cases()]
+    wanted = (
+        ("token-cost", "frontend, µs CPU a streamed token", "cpu_us.frontend", "paced"),
+        ("tokens-a-second", "tokens a second, whole system", "per_s", "stream"),
+        ("request-cost", "frontend, µs CPU a request", "cpu_us.frontend", "unary"),
+        ("jitter", "p99 jitter, ms", "jitter_p99_ms", "paced"),
+    )
+    found = (Plot(name, label, key, [n for n in names if n.startswith(prefix)]) for name, label, key, prefix in wanted)
+    return [one for one in found if one.cases]
 
 
 def plot(results: Results, folder: Path) -> list[Path]:
-    """Writes what the run has numbers for; returns the files."""
+    """Write them; returns the files."""
     figures = Figures(results.measurements)
-    names = [case.name for case in figures.cases()]
-    wanted = (
-        ("token-cost", "frontend, µs CPU a streamed token", "cpu_us.frontend", [n for n in names if n.startswith("paced")]),
-        ("tokens-a-second", "tokens a second, whole system", "per_s", [n for n in names if n.startswith("stream")]),
-        ("request-cost", "frontend, µs CPU a request", "cpu_us.frontend", [n for n in names if n.startswith("unary")]),
-        ("jitter", "p99 jitter, ms", "jitter_p99_ms", [n for n in names if n.startswith("paced")]),
-    )
     folder.mkdir(parents=True, exist_ok=True)
-    return [_bars(figures, folder / f"{name}.svg", label, key, cases) for name, label, key, cases in wanted if cases]
+    return [_bars(figures, folder / f"{one.name}.svg", one.label, one.key, one.cases) for one in plots(figures)]
 
 
 def _bars(figures: Figures, path: Path, label: str, key: str, cases: Sequence[str]) -> Path:

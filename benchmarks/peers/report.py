@@ -76,7 +76,7 @@ def worse(figures: Figures) -> Iterator[tuple[Case, Column, str, float]]:
         for column in case.columns:
             for server in figures.servers(case.name):
                 ratio = figures.ratio(case.name, server, column)
-                if server != OURS and ratio and (1 / ratio if column.higher_is_better else ratio) > _NOISE:
+                if server != OURS and ratio and column.compared and (1 / ratio if column.higher_is_better else ratio) > _NOISE:
                     yield case, column, server, ratio
 
 
