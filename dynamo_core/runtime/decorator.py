@@ -50,8 +50,8 @@ def dynamo_worker(static: bool = False) -> Callable[[Callable[..., Awaitable[Any
 def runtime_of(
     settings: Settings, tables: Mapping[str, Mapping[str, Any]] | None = None, source: str = "dynamo.toml"
 ) -> DistributedRuntime:
-    """A runtime as the settings say. ``tables`` configure the plugins of its store and its planes; ``source`` is the file that has
-    them, for sentences about it."""
+    """A runtime as the settings say. ``tables`` configure the plugins of its store and its planes; ``source`` is the file of
+    these tables, for sentences about it."""
     from dynamo_core.plugins import activate
 
     tell_ignored(settings)
