@@ -99,6 +99,7 @@ class Client:
         told = asyncio.Event()
         unwatch = self.on_change(lambda _: told.set(), lambda _: told.set())
         having: set[int] = set()
+        found: list[int] = []
         watcher = asyncio.create_task(self._watch_runtime_data(prefix, key, value, having, told))
         try:
             async with asyncio.timeout(timeout_s):
