@@ -35,6 +35,19 @@ def mean_ttft(simulated: Simulated) -> float:
     return sum(log.first_ms - log.at_ms for log in logs) / len(logs)
 
 
+def found_again(trace: Trace, simulated: Simulated) -> float:
+    """Of those whose last turn before ``AT`` was not on worker 1: the share whose next turn found it."""
+    last: dict[int, int] = {}
+    found = []
+    for request, log in zip(trace.requests, simulated.requests, strict=True):
+        person = request.blocks[2]
+        if log.routed_ms >= AT and last.get(person, 1) != 1:
+            found.append(log.overlap_blocks > 2)
+        last[person] = log.worker_id if log.routed_ms < AT else 1
+    assert len(found) > 50
+    return sum(found) / len(found)
+
+
 def test_a_worker_that_joins_gets_traffic_within_seconds() -> None:
     simulated = simulate(conversations(), Change(AT, 1))
     to_it = [log.routed_ms for log in simulated.requests if log.worker_id == 5]
@@ -50,15 +63,9 @@ def test_a_worker_that_leaves_costs_nothing_but_its_own_cache() -> None:
     before = [log for log in left.requests if log.routed_ms < AT]
     assert [log.worker_id for log in before] == [log.worker_id for log in whole.requests[: len(before)]]
     assert all(log.worker_id != 1 for log in left.requests[len(before) :])
-    last: dict[int, int] = {}
-    kept = []
-    for request, log in zip(trace.requests, left.requests, strict=True):
-        person = request.blocks[2]
-        if log.routed_ms >= AT and last.get(person, 1) != 1:
-            kept.append(log.overlap_blocks > 2)
-        last[person] = log.worker_id if log.routed_ms < AT else 1
-    assert sum(kept) >= 0.7 * len(kept) > 0  # most of those on other workers find what was said; load moved the rest
-    assert mean_ttft(left) < 1.3 * mean_ttft(whole)
+    # Who was on the other workers finds nearly as much of what was said as if nobody had left, with a third more load on each.
+    assert found_again(trace, left) >= found_again(trace, whole) - 0.1
+    assert mean_ttft(left) < 1.15 * mean_ttft(whole)
 
 
 def test_when_all_but_one_have_left_it_still_serves() -> None:
