@@ -20,8 +20,9 @@ from dynamo_core.cli.group import root
 from dynamo_core.config import active_plugin_names, resolve, settings_fields
 from dynamo_core.errors import StartupError
 from dynamo_core.plugins import activate
+from dynamo_core.testing.provision import required_module
 
-yaml = pytest.importorskip("yaml")
+yaml = required_module("yaml")
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "contrib" / "deploy"
@@ -88,13 +89,13 @@ def check_command(args: list[str], environ: Mapping[str, str], config: Path | No
 
 @pytest.mark.parametrize("name", OBJECTS)
 def test_manifests_fit_the_schemas_of_kubernetes(name: str) -> None:
-    validate = pytest.importorskip("kubernetes_validate").validate
+    validate = required_module("kubernetes_validate").validate
     for version in ("1.29", "1.35"):
         validate(OBJECTS[name], version, strict=True)
 
 
 def test_a_misspelt_field_would_be_noticed() -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    kubernetes_validate = required_module("kubernetes_validate")
     resource = next(iter(OBJECTS.values()))
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate({**resource, "specc": {}}, "1.35", strict=True)
@@ -189,7 +190,7 @@ def with_defaults(text: str) -> str:
 
 
 def test_the_compose_file_fits_the_specification() -> None:
-    compose = pytest.importorskip("compose_spec").PyCompose
+    compose = required_module("compose_spec").PyCompose
     document = yaml.safe_load(with_defaults(COMPOSE.read_text()))
     assert set(compose.from_json(json.dumps(document)).service_names()) == set(SERVICES)
     document["services"]["worker"]["healtcheck"] = document["services"]["worker"].pop("healthcheck")
