@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from dynamo_core.testing.provision import required_server
+from dynamo_core.testing.provision import required_module, required_server
 
-pytest.importorskip("dynamo_etcd")
-pytest.importorskip("dynamo_mocker")
+required_module("dynamo_etcd")
+required_module("dynamo_mocker")
 
 SCENARIO = str(Path(__file__).with_name("two_hosts.py"))
 
