@@ -98,10 +98,11 @@ class Caches:
                 device[self._owners[slot].place] = match.blocks
         slow = self._slow
         none = Beyond(0, 0)
-        return [
-            (blocks, *(slow.beyond(place, prompt, blocks) if place in slow.held else none))
+        further = [
+            slow.beyond(place, prompt, blocks) if place in slow.held else none
             for place, blocks in zip(places, device, strict=True)
         ]
+        return [(blocks, host, disk) for blocks, (host, disk) in zip(device, further, strict=True)]
 
     def pieces(self, prompt: PromptHashes) -> Pieces:
         """Of the part of it that somebody has. O(tokens ÷ 256)."""
