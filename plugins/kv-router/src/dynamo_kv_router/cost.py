@@ -47,7 +47,7 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
 
     affinity: float = 4.5
     """What a cached prompt saves where room in caches is scarce, in times that it would take; 1 where it is not."""
-    scarce: float = 0.1
+    scarce: float = 0.005
     """Share of evicted blocks, in what could have been found, from which on room is scarce."""
     crowd: float = 0.015
     youth: float = 0.09
