@@ -78,7 +78,7 @@ async def test_a_worker_tells_when_it_serves_and_what(worker, model_folder, base
     assert started.process.facts["model"] == "tiny"
     worker_id = started.process.facts["id"]
     assert any(path.name.endswith(f"{worker_id:x}") for path in (base / "kv").rglob("instances*"))
-    assert await started.process.ask("status") == {"id": worker_id, "model": "tiny"}
+    assert await started.process.ask("status") == {"id": worker_id, "model": "tiny", "asleep": False}
 
 
 async def test_a_worker_leaves_discovery_and_ends_on_request(worker, model_folder, base):
@@ -156,7 +156,7 @@ def test_the_main_module_of_a_child_is_cheap_to_import_again():
     import subprocess
 
     code = (
-        "import sys; import dynamo_core; before = set(sys.modules); import dynamo_core.supervisor.child\n"
+        "import sys, __future__; import dynamo_core; before = set(sys.modules); import dynamo_core.supervisor.child\n"
         "print(sorted(set(sys.modules) - before))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
