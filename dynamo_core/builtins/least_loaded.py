@@ -20,8 +20,15 @@ class LeastLoaded:
         self._chosen: dict[int, int] = {}
 
     def select(self, requests: Sequence[RouteRequest], workers: Mapping[int, WorkerView]) -> Sequence[Decision]:
-        load = {worker.id: worker.running for worker in workers.values()}
+        load = {worker.id: self._load(worker) for worker in workers.values()}
         return [self._place(request, load) for request in requests]
+
+    def _load(self, worker: WorkerView) -> int:
+        return worker.running
+
+    def _weight(self, _request: RouteRequest) -> int:
+        """What a request adds to the load of its worker."""
+        return 1
 
     def worker_removed(self, worker_id: int) -> None:
         self._chosen.pop(worker_id, None)
@@ -36,7 +43,7 @@ class LeastLoaded:
             if not fit:
                 return Hold(reason="no worker is left for this request")
             chosen = min(fit, key=lambda worker: (load[worker], self._chosen.get(worker, 0), worker))
-        load[chosen] += 1
+        load[chosen] += self._weight(request)
         self._turn += 1
         self._chosen[chosen] = self._turn
         return Route(chosen)

@@ -5,44 +5,24 @@ Long prompts weigh more than short ones, which ``least-loaded`` counts alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
 
-from dynamo_core.contracts import Decision, Hold, Route, RouterContext, RouteRequest, WorkerView
+from dynamo_core.builtins.least_loaded import LeastLoaded
+from dynamo_core.contracts import RouteRequest, WorkerView
 from dynamo_core.hookspecs import hookimpl
 from dynamo_core.specs import RouterSpec
 
 __all__ = ["LeastTokens", "dynamo_routers"]
 
 
-class LeastTokens:
-    """A worker that the client named is taken; workers that failed the request are passed over. O(workers) a request."""
+class LeastTokens(LeastLoaded):
+    """As :class:`LeastLoaded`, counting prompt tokens instead of requests."""
 
-    def __init__(self, _config: Any, _context: RouterContext) -> None:
-        self._turn = 0
-        self._chosen: dict[int, int] = {}
+    def _load(self, worker: WorkerView) -> int:
+        return worker.inflight_tokens + worker.inflight_tokens_elsewhere
 
-    def select(self, requests: Sequence[RouteRequest], workers: Mapping[int, WorkerView]) -> Sequence[Decision]:
-        load = {worker.id: worker.inflight_tokens + worker.inflight_tokens_elsewhere for worker in workers.values()}
-        return [self._place(request, load) for request in requests]
-
-    def worker_removed(self, worker_id: int) -> None:
-        self._chosen.pop(worker_id, None)
-
-    def _place(self, request: RouteRequest, load: dict[int, int]) -> Decision:
-        """``load`` is counted on, so that the requests of one turn see each other."""
-        excluded, pinned = request.excluded, request.pinned
-        if pinned is not None and pinned in load and pinned not in excluded:
-            chosen = pinned
-        else:
-            fit = [worker for worker in load if worker not in excluded]
-            if not fit:
-                return Hold(reason="no worker is left for this request")
-            chosen = min(fit, key=lambda worker: (load[worker], self._chosen.get(worker, 0), worker))
-        load[chosen] += len(request.token_ids)
-        self._turn += 1
-        self._chosen[chosen] = self._turn
-        return Route(chosen)
+    def _weight(self, request: RouteRequest) -> int:
+        return len(request.token_ids)
 
 
 @hookimpl
