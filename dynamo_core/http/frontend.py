@@ -24,6 +24,7 @@ from dynamo_core.http.tls import check_tls
 from dynamo_core.plugins import Compiled, LoopWatchdog
 from dynamo_core.runtime import DistributedRuntime
 from dynamo_core.runtime.exposition import render
+from dynamo_core.runtime.process import process_runtime
 from dynamo_core.runtime.signals import stop_on_signal
 from dynamo_core.runtime.stores import StoreCollector
 from dynamo_core.serving.manager import ModelManager
@@ -130,17 +131,7 @@ async def run_frontend(
         spare_the_long_lived()
     router = compiled.router(choose_router(settings, compiled))
     check_tls(settings)
-    runtime = DistributedRuntime(
-        None,
-        settings.discovery_backend,
-        settings.request_plane,
-        event_plane=settings.event_plane,
-        namespace=settings.namespace,
-        run_dir=settings.run_dir,
-        compiled=compiled,
-        file_kv=settings.file_kv,
-        grace=settings.graceful_shutdown_secs,
-    )
+    runtime = process_runtime(settings, compiled, status_server=False)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(sock.close)
         stack.push_async_callback(runtime.shutdown)

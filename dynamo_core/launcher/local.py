@@ -10,6 +10,7 @@ from dynamo_core.http.openai.defaults import read_request_template
 from dynamo_core.launcher.pipeline import Pipeline
 from dynamo_core.plugins import Compiled
 from dynamo_core.runtime import DistributedRuntime
+from dynamo_core.runtime.process import process_runtime
 from dynamo_core.serving.manager import ModelManager
 from dynamo_core.serving.worker import EngineWorker
 
@@ -31,17 +32,7 @@ async def local_worker(runtime: DistributedRuntime, settings: Settings, compiled
 async def open_pipeline(settings: Settings, compiled: Compiled) -> AsyncIterator[Pipeline]:
     """With an engine in the settings it runs here; without one, models come from discovery. Raises ``StartupError``."""
     defaults = read_request_template(settings.request_template)
-    runtime = DistributedRuntime(
-        None,
-        settings.discovery_backend,
-        settings.request_plane,
-        event_plane=settings.event_plane,
-        namespace=settings.namespace,
-        run_dir=settings.run_dir,
-        compiled=compiled,
-        file_kv=settings.file_kv,
-        grace=settings.graceful_shutdown_secs,
-    )
+    runtime = process_runtime(settings, compiled, status_server=False)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(runtime.shutdown)
         await runtime.start()

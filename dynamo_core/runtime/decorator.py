@@ -5,22 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 from dynamo_core.contracts.context import Context
-from dynamo_core.runtime.canary import CanarySettings
 from dynamo_core.runtime.distributed import DistributedRuntime
+from dynamo_core.runtime.process import process_runtime, tell_ignored
 from dynamo_core.runtime.typed import parse_request, plain_response
 
-if TYPE_CHECKING:
-    from dynamo_core.config import Settings
-
-__all__ = ["dynamo_endpoint", "dynamo_worker", "runtime_of", "system_of", "tell_ignored"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["dynamo_endpoint", "dynamo_worker"]
 
 _RETURN_SECONDS = 1.0
 """For a worker to return by itself once its endpoints are gone."""
@@ -37,58 +31,19 @@ def dynamo_worker(static: bool = False) -> Callable[[Callable[..., Awaitable[Any
         @functools.wraps(worker)
         async def run(*args: Any, **kwargs: Any) -> Any:
             from dynamo_core.config import resolve
+            from dynamo_core.plugins import activate
 
             resolved = resolve({})
-            async with runtime_of(resolved.settings, resolved.plugin_tables, resolved.file or "dynamo.toml") as runtime:
+            settings = resolved.settings
+            tell_ignored(settings)
+            parts = dict.fromkeys((settings.discovery_backend, settings.request_plane, settings.event_plane))
+            source = resolved.file or "dynamo.toml"
+            async with process_runtime(settings, activate(tuple(parts), tables=resolved.plugin_tables, source=source)) as runtime:
                 return await _until_signal(runtime, asyncio.ensure_future(worker(runtime, *args, **kwargs)))
 
         return run
 
     return decorate
-
-
-def runtime_of(
-    settings: Settings, tables: Mapping[str, Mapping[str, Any]] | None = None, source: str = "dynamo.toml"
-) -> DistributedRuntime:
-    """A runtime as the settings say. ``tables`` configure the plugins of its store and its planes; ``source`` is the file of
-    these tables, for sentences about it."""
-    from dynamo_core.plugins import activate
-
-    tell_ignored(settings)
-    parts = dict.fromkeys((settings.discovery_backend, settings.request_plane, settings.event_plane))
-    compiled = activate(tuple(parts), tables=tables or {}, source=source)
-    return DistributedRuntime(
-        None,
-        settings.discovery_backend,
-        settings.request_plane,
-        event_plane=settings.event_plane,
-        namespace=settings.namespace,
-        run_dir=settings.run_dir,
-        compiled=compiled,
-        file_kv=settings.file_kv,
-        grace=settings.graceful_shutdown_secs,
-        blocking_threads=settings.runtime_max_blocking_threads,
-        system=system_of(settings),
-        canary=CanarySettings(
-            enabled=settings.health_check_enabled,
-            wait=settings.canary_wait_secs,
-            timeout=settings.health_check_timeout_secs,
-        ),
-    )
-
-
-def tell_ignored(settings: Settings) -> None:
-    """Log which settings of the environment have no effect here."""
-    if settings.runtime_num_worker_threads is not None:
-        _log.warning(
-            "DYN_RUNTIME_NUM_WORKER_THREADS=%d has no effect: a process has one event loop; start more processes",
-            settings.runtime_num_worker_threads,
-        )
-
-
-def system_of(settings: Settings) -> tuple[str, int] | None:
-    """Where the status server listens; ``None``: there is none."""
-    return None if settings.system_port < 0 else (settings.system_host, settings.system_port)
 
 
 async def _until_signal(runtime: DistributedRuntime, working: asyncio.Future[Any]) -> Any:

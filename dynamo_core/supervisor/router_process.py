@@ -23,27 +23,14 @@ def run_router(resolved: Resolved, *, endpoint: str, component: str, tell: Calla
 
 async def _serve(resolved: Resolved, endpoint: str, component: str, tell: Callable[[str], None]) -> int:
     from dynamo_core.llm.router_service import RouterService
-    from dynamo_core.runtime import DistributedRuntime
-    from dynamo_core.runtime.decorator import system_of
+    from dynamo_core.runtime.process import process_runtime
     from dynamo_core.serving.session_affinity import SessionAffinity
 
     settings = resolved.settings
     stop = stop_on_signal()
     compiled = activate_for(resolved, "frontend")
     provider = compiled.router(choose_router(settings, compiled))
-    runtime = DistributedRuntime(
-        None,
-        settings.discovery_backend,
-        settings.request_plane,
-        event_plane=settings.event_plane,
-        namespace=settings.namespace,
-        run_dir=settings.run_dir,
-        compiled=compiled,
-        file_kv=settings.file_kv,
-        grace=settings.graceful_shutdown_secs,
-        blocking_threads=settings.runtime_max_blocking_threads,
-        system=system_of(settings),
-    )
+    runtime = process_runtime(settings, compiled)
     ttl = settings.router_session_affinity_ttl_secs
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(runtime.shutdown)

@@ -64,7 +64,7 @@ def run_in_foreground(order: Order) -> int:
 
 
 async def _run(order: Order, control: Control, *, supervised: bool) -> int:
-    from dynamo_core.runtime.decorator import tell_ignored
+    from dynamo_core.runtime.process import tell_ignored
 
     tell_ignored(order.settings)
     if order.kind == "worker":
@@ -76,8 +76,7 @@ async def _run(order: Order, control: Control, *, supervised: bool) -> int:
 
 
 async def _run_worker(order: Order, control: Control) -> int:
-    from dynamo_core.runtime import DistributedRuntime
-    from dynamo_core.runtime.decorator import system_of
+    from dynamo_core.runtime.process import process_runtime
     from dynamo_core.serving.worker import EngineWorker
 
     settings = order.settings
@@ -87,19 +86,7 @@ async def _run_worker(order: Order, control: Control) -> int:
         raise StartupError("No engine was named: add --engine NAME; `dynamo plugins list` shows what is installed.")
     provider = compiled.engine(settings.engine)
     check_model(settings)
-    runtime = DistributedRuntime(
-        None,
-        settings.discovery_backend,
-        settings.request_plane,
-        event_plane=settings.event_plane,
-        namespace=settings.namespace,
-        run_dir=settings.run_dir,
-        compiled=compiled,
-        file_kv=settings.file_kv,
-        grace=settings.graceful_shutdown_secs,
-        blocking_threads=settings.runtime_max_blocking_threads,
-        system=system_of(settings),
-    )
+    runtime = process_runtime(settings, compiled)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(runtime.shutdown)
         await runtime.start()
