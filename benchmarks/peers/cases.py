@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from benchmarks.peers.held import HeldStreams
-from benchmarks.peers.load import ClosedLoop, Source, percentile
+from benchmarks.peers.held import OPENING_SECONDS, HeldStreams
+from benchmarks.peers.load import GRACE_SECONDS, ClosedLoop, Source, percentile
 from benchmarks.peers.processes import cpu_seconds, resident_mib
 from benchmarks.peers.prompts import Conversations, FreshPrompts, RepeatedPrompts
-from benchmarks.peers.servers import Engine, Running
+from benchmarks.peers.servers import PROXIES, Engine, Running
 
 __all__ = ["CASES", "ENGINES", "Case", "Closed", "Column", "Held", "Starting", "Values"]
 
@@ -47,6 +47,10 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True):
     unit: int = 1
     """Tokens an answer, where costs are a token's."""
 
+    def limit(self, seconds: float) -> float:
+        """Seconds after which a measurement is no longer slow but hanging."""
+        return seconds + GRACE_SECONDS + 15.0
+
     def measure(self, server: Running, seconds: float) -> Values:
         source = self.source()
         before = {role: cpu_seconds(pids) for role, pids in server.roles.items()}
@@ -68,13 +72,17 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True):
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """Streams that are all open at the same time and stay so: one that ends is followed by the next."""
 
-    streams: int
+    connections: int
+    """A stream each."""
     tokens: tuple[int, int]
     """An answer's, at least and at most."""
     settle: float
     """Seconds after the last was opened."""
     least: float = 0.0
     """Seconds to watch at least."""
+
+    def limit(self, seconds: float) -> float:
+        return OPENING_SECONDS + self.settle + max(seconds, self.least) + 15.0
 
     def measure(self, server: Running, seconds: float) -> Values:
         seconds = max(seconds, self.least)
@@ -86,7 +94,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
             taken.append({role: cpu_seconds(pids) for role, pids in server.roles.items()})
             taken.append({role: resident_mib(pids) for role, pids in server.roles.items()})
 
-        made = HeldStreams(server.port, source, self.streams).run(self.settle, seconds, probe)
+        made = HeldStreams(server.port, source, self.connections).run(self.settle, seconds, probe)
         gaps, jitter = made.gaps.percentiles_ms(0.5, 0.99, 0.999), made.gaps.jitter_ms(0.5, 0.99, 0.999)
         values = {
             "completed": made.open, "failed": made.failed, "seconds": made.seconds, "per_s": made.events / made.seconds,
@@ -98,7 +106,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
             spent = taken[2][role] - taken[0][role]
             values[f"cpu_us.{role}"] = spent / max(1, made.events) * 1e6
             values[f"core_percent.{role}"] = spent / made.seconds * 100
-            values[f"kib_a_stream.{role}"] = (taken[3][role] - memory[role]) / self.streams * 1024
+            values[f"kib_a_stream.{role}"] = (taken[3][role] - memory[role]) / self.connections * 1024
         return values
 
 
@@ -106,11 +114,15 @@ class Starting(msgspec.Struct, frozen=True, kw_only=True):
     """The start itself, each round anew: time to the first answer, resident memory then and after some load."""
 
     small_model: bool
+    connections: int = 256
+
+    def limit(self, seconds: float) -> float:
+        return 2 * (seconds + GRACE_SECONDS) + 15.0
 
     def measure(self, server: Running, seconds: float) -> Values:
         values = {"completed": 1.0, "failed": 0.0, "start_s": server.start_seconds}
         values |= {f"rss_mib.{role}": resident_mib(pids) for role, pids in server.roles.items()}
-        for words, connections in ((500, 256), (4000, 8)):
+        for words, connections in ((500, self.connections), (4000, 8)):
             made = ClosedLoop(server.port, FreshPrompts(words, (32, 32), stream=True), connections).run(seconds)
             values["failed"] += made.failed
         values |= {f"rss_loaded_mib.{role}": resident_mib(pids) for role, pids in server.roles.items()}
@@ -125,6 +137,9 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     """The first is the one that ratios and plots are about."""
     engine: str = "instant"
     leave_out: tuple[str, ...] = ()
+    """Servers of which this is not measured."""
+    alone: bool = False
+    """Each server is started anew each round, and no other is running then."""
     quick: bool = False
     """Part of ``--quick``."""
 
@@ -172,13 +187,19 @@ _START = (
 )
 
 
+_FASTOKENS = ("dynamo-fastokens",)
+"""Dynamo with its other tokenizer: of interest where prompts are."""
+_UNMERGED = ("smg-dynamo", "vllm-router-dynamo")
+"""Proxies before servers that write each token by itself: of interest where ours would write several as one."""
+
+
 def _stream(connections: int) -> Case:
     return Case(
         name=f"stream-{connections}",
         title=f"Streamed tokens, {connections:,} connection{'s' * (connections > 1)}, 20 words, 128 tokens",
         load=Closed(connections=connections, source=lambda: RepeatedPrompts(20, (128, 128), stream=True), unit=128),
         columns=_TOKEN,
-        leave_out=("dynamo-fastokens",),
+        leave_out=_FASTOKENS,
         quick=connections in (32, 256),
     )
 
@@ -190,6 +211,7 @@ def _unary(words: int, kind: type[FreshPrompts | RepeatedPrompts]) -> Case:
         title=f"Requests of {words:,} words, {name} prompts, 1 token, 16 connections",
         load=Closed(connections=16, source=lambda: kind(words, (1, 1), stream=False)),
         columns=_REQUEST,
+        leave_out=_UNMERGED,
         quick=words == 20,
     )
 
@@ -200,6 +222,7 @@ def _first(connections: int) -> Case:
         title=f"Added time to the first token, {connections} connection{'s' * (connections > 1)}, 500 words, fresh prompts",
         load=Closed(connections=connections, source=lambda: FreshPrompts(500, (4, 4), stream=True)),
         columns=_FIRST,
+        leave_out=_UNMERGED,
         quick=connections == 1,
     )
 
@@ -208,10 +231,10 @@ def _paced_streams(streams: int) -> Case:
     return Case(
         name=f"paced-{streams}",
         title=f"{streams:,} streams at 30 tokens a second each, 20 words, 300 tokens an answer",
-        load=Held(streams=streams, tokens=(200, 400), settle=3.0, least=5.0),
+        load=Held(connections=streams, tokens=(200, 400), settle=3.0, least=5.0),
         columns=_PACED,
         engine="paced",
-        leave_out=("dynamo-fastokens",),
+        leave_out=(*_FASTOKENS, *_UNMERGED),
         quick=streams == 256,
     )
 
@@ -228,15 +251,17 @@ CASES: Mapping[str, Case] = {
             title="Conversations of 10 turns, 16 at a time: 200 words of system prompt, 50 a turn, 64 tokens an answer",
             load=Closed(connections=16, source=lambda: Conversations(10, 64)),
             columns=(*_REQUEST[:3], *_FIRST[:2]),
+            leave_out=_UNMERGED,
         ),
         *map(_paced_streams, (32, 256, 1000)),
         Case(
             name="idle-10000",
             title="10,000 streams, a token every 10 seconds each",
-            load=Held(streams=10_000, tokens=(20_000, 20_000), settle=15.0, least=20.0),
+            load=Held(connections=10_000, tokens=(20_000, 20_000), settle=15.0, least=20.0),
             columns=_IDLE,
             engine="slow",
-            leave_out=("dynamo-fastokens",),
+            leave_out=(*_FASTOKENS, *_UNMERGED),
+            alone=True,
         ),
         *(
             Case(
@@ -244,7 +269,8 @@ CASES: Mapping[str, Case] = {
                 title=f"Start and memory, {what}",
                 load=Starting(small_model=kind == "small"),
                 columns=_START,
-                leave_out=("smg", "vllm-router"),
+                leave_out=PROXIES,
+                alone=True,
                 quick=kind == "small",
             )
             for kind, what in (("small", "tokenizer of 2,000 entries"), ("large", "tokenizer of 262,000 entries"))

@@ -7,6 +7,9 @@ import socket
 __all__ = ["Connection"]
 
 _RECEIVE = 262144
+_SEND_BUFFER = 1 << 20
+"""A request of any case fits in, so that a server that reads late does not keep the load from the other connections."""
+_SECONDS = 30.0
 _END = b"\r\n0\r\n\r\n"
 
 
@@ -41,7 +44,8 @@ class Connection:
     _tail: bytes
 
     def __init__(self, port: int, *, keep: bool = False) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), 30)
+        self._socket = socket.create_connection(("127.0.0.1", port), _SECONDS)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setblocking(False)
         self.fd = self._socket.fileno()
@@ -54,7 +58,7 @@ class Connection:
         self._reset(now)
         sent = self._socket.send(request)
         if sent < len(request):
-            self._socket.setblocking(True)
+            self._socket.settimeout(_SECONDS)
             self._socket.sendall(request[sent:])
             self._socket.setblocking(False)
 

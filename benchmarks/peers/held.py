@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import select
 import time
 from array import array
@@ -12,7 +11,13 @@ from typing import NamedTuple
 from benchmarks.peers.connection import Connection
 from benchmarks.peers.load import Source
 
-__all__ = ["Gaps", "HeldStreams", "Observed"]
+__all__ = ["OPENING_SECONDS", "Gaps", "HeldStreams", "Observed"]
+
+_OPENED_AT_ONCE = 50
+_OPENED_A_SECOND = 1000.0
+"""No faster, so that what is measured is streams that run, not a queue of connections."""
+OPENING_SECONDS = 60.0
+"""By far enough to open them all."""
 
 
 class Gaps:
@@ -81,14 +86,22 @@ class HeldStreams:
 
     def run(self, settle: float, seconds: float, probe: Callable[[], None]) -> Observed:
         """``settle``: seconds after the last stream was opened."""
-        _allow_files(self._count + 100)
+        try:
+            return self._run(settle, seconds, probe)
+        finally:
+            for link in self._links.values():
+                link.close()
+            self._poller.close()
+
+    def _run(self, settle: float, seconds: float, probe: Callable[[], None]) -> Observed:
+        began = time.perf_counter()
         for number in range(self._count):
             link = Connection(self._port)
             self._links[link.fd] = link
             self._poller.register(link.fd, select.EPOLLIN)
             link.ask(self._source.request(number), time.perf_counter())
-            if number % 100 == 99:
-                self._watch(time.perf_counter() + 0.001, None)
+            if number % _OPENED_AT_ONCE == _OPENED_AT_ONCE - 1:
+                self._watch(began + (number + 1) / _OPENED_A_SECOND, None)
         self._watch(time.perf_counter() + settle, None)
         gaps = Gaps()
         for link in self._links.values():
@@ -100,14 +113,13 @@ class HeldStreams:
         probe()
         streaming = len(self._begun & self._links.keys())
         self._failed += len(self._links) - streaming
-        for link in self._links.values():
-            link.close()
-        self._poller.close()
         return Observed(streaming, self._failed, self._events, ended - begun, spent, gaps, self._why)
 
     def _watch(self, until: float, gaps: Gaps | None) -> None:
-        while (left := until - time.perf_counter()) > 0:
-            for fd, _ in self._poller.poll(left):
+        """Reads at least once, however late it is."""
+        left = until - time.perf_counter()
+        while True:
+            for fd, _ in self._poller.poll(max(0.0, left)):
                 link = self._links[fd]
                 data = link.receive()
                 if data is None:
@@ -125,6 +137,8 @@ class HeldStreams:
                         if news > 1:
                             gaps.add(0.0, news - 1)
                     link.last = now
+            if (left := until - time.perf_counter()) <= 0:
+                return
 
     def _ended(self, link: Connection, data: bytes, now: float) -> None:
         """The next stream takes the place of one that is complete."""
@@ -136,9 +150,3 @@ class HeldStreams:
         self._poller.unregister(link.fd)
         del self._links[link.fd]
         link.close()
-
-
-def _allow_files(count: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < count:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard) if hard > 0 else count, hard))

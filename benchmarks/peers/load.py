@@ -14,9 +14,10 @@ from typing import NamedTuple, Protocol
 
 from benchmarks.peers.connection import Connection
 
-__all__ = ["Answers", "ClosedLoop", "Source", "percentile"]
+__all__ = ["GRACE_SECONDS", "Answers", "ClosedLoop", "Source", "percentile"]
 
-_GRACE_SECONDS = 60.0
+GRACE_SECONDS = 30.0
+"""After the end, for the answers that were asked for before."""
 
 
 class Source(Protocol):
@@ -62,27 +63,35 @@ class ClosedLoop:
         self._streams = source.streams
         self._poller = select.epoll(connections)
         self._links: dict[int, tuple[int, Connection]] = {}
+        self._connections = connections
         self._deadline = 0.0
         self._completed = self._failed = self._reads = 0
         self._first: list[float] = []
         self._whole: list[float] = []
         self._why = ""
-        for number in range(connections):
-            self._connect(number)
 
     def run(self, seconds: float) -> Answers:
+        try:
+            return self._run(seconds)
+        finally:
+            for _, link in self._links.values():
+                link.close()
+            self._poller.close()
+
+    def _run(self, seconds: float) -> Answers:
+        for number in range(self._connections):
+            self._connect(number)
         cpu, begun = time.process_time(), time.perf_counter()
         self._deadline = begun + seconds
         for number, link in list(self._links.values()):
             link.ask(self._source.request(number), time.perf_counter())
-        while self._links and time.perf_counter() < self._deadline + _GRACE_SECONDS:
+        while self._links and time.perf_counter() < self._deadline + GRACE_SECONDS:
             for fd, _ in self._poller.poll(1.0):
                 self._ready(fd)
         ended, spent = time.perf_counter(), time.process_time() - cpu
         for fd in list(self._links):
-            self._failure("no answer a minute after the end")
+            self._failure(f"no answer {GRACE_SECONDS:.0f} s after the end")
             self._drop(fd)
-        self._poller.close()
         return Answers(
             self._completed, self._failed, self._reads, ended - begun, spent, self._first, self._whole, self._why
         )  # fmt: skip

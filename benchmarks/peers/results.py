@@ -50,7 +50,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     measurements: list[Measurement]
     left_out: dict[str, str] = {}
-    """Server → why it is not in the tables."""
+    """Server, or server/case → why it is not in the tables."""
 
     @classmethod
     def read(cls, *paths: Path) -> Results:
@@ -64,7 +64,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
                 machine=more.machine,
                 versions=whole.versions | more.versions,
                 measurements=[made for made in whole.measurements if made.case not in again] + more.measurements,
-                left_out=whole.left_out | more.left_out,
+                left_out={key: why for key, why in whole.left_out.items() if key.partition("/")[2] not in again} | more.left_out,
             )
         return whole
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -23,7 +23,7 @@ import msgspec
 from benchmarks.peers.processes import ServerProcess
 from benchmarks.peers.prompts import MODEL
 
-__all__ = ["OURS", "SERVERS", "Engine", "NotStarted", "Peer", "Running", "Setting"]
+__all__ = ["BACKENDS", "OURS", "PROXIES", "SERVERS", "Engine", "NotStarted", "Peer", "Running", "Setting", "answers"]
 
 OURS = "dynamo-core"
 _START_SECONDS = 120.0
@@ -68,8 +68,8 @@ class NotStarted(Exception):
 
 class Peer(Protocol):
     name: str
-    proxy: bool
-    """True: it wants back ends, and measures as a server without tokenizer and engine."""
+    backends: str
+    """Which of :data:`BACKENDS` a proxy stands before; empty of a server that has its own workers."""
 
     def start(self, setting: Setting) -> contextlib.AbstractContextManager[Running]:
         """Raises :class:`NotStarted`."""
@@ -83,10 +83,10 @@ def free_port() -> int:
         return port
 
 
-def answers(port: int) -> bool:
+def answers(port: int, within: float = 30.0) -> bool:
     """Whether a completion of one token succeeds."""
     body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1})
-    link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=within)
     try:
         link.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
         return link.getresponse().status == 200
@@ -120,7 +120,7 @@ def stopping(processes: list[ServerProcess]) -> Iterator[list[ServerProcess]]:
 class Ours:
     """``dynamo serve``: frontend and workers in processes of their own; access log, metrics and request ids are on by default."""
 
-    proxy = False
+    backends = ""
 
     def __init__(self, name: str = OURS, *, workers: int = 2, role: str = "") -> None:
         self.name = name
@@ -164,11 +164,14 @@ def _dynamo() -> str:
 class Dynamo:
     """NVIDIA Dynamo's frontend with its KV router and its mocker workers, file discovery, no etcd, no NATS."""
 
-    proxy = False
+    backends = ""
 
-    def __init__(self, name: str = "dynamo", *flags: str) -> None:
+    def __init__(self, name: str = "dynamo", *flags: str, workers: int = 2, role: str = "") -> None:
         self.name = name
         self._flags = flags
+        self._workers = workers
+        self._role = role
+        """All processes under this role, as a proxy's back end."""
 
     @contextlib.contextmanager
     def start(self, setting: Setting) -> Iterator[Running]:
@@ -182,35 +185,37 @@ class Dynamo:
         }  # fmt: skip
         frontend = [python, "-m", "dynamo.frontend", "--http-port", str(port), "--router-mode", "kv", *self._flags]
         workers = [
-            python, "-m", "dynamo.mocker", "--model-path", str(setting.model), "--model-name", MODEL, "--num-workers", "2",
-            "--block-size", "16", "--speedup-ratio", str(engine.speedup), "--decode-speedup-ratio", str(engine.decode_speedup),
-            "--max-num-seqs", str(engine.max_num_seqs), "--max-num-batched-tokens", str(max(8192, engine.max_num_seqs)),
-            "--num-gpu-blocks-override", str(engine.blocks),
+            python, "-m", "dynamo.mocker", "--model-path", str(setting.model), "--model-name", MODEL,
+            "--num-workers", str(self._workers), "--block-size", "16", "--speedup-ratio", str(engine.speedup),
+            "--decode-speedup-ratio", str(engine.decode_speedup), "--max-num-seqs", str(engine.max_num_seqs),
+            "--max-num-batched-tokens", str(max(8192, engine.max_num_seqs)), "--num-gpu-blocks-override", str(engine.blocks),
         ]  # fmt: skip
         with stopping([]) as processes:
             begun = time.perf_counter()
             processes.append(ServerProcess(frontend, setting.folder / f"{self.name}.log", environment))
             processes.append(ServerProcess(workers, setting.folder / f"{self.name}-workers.log", environment))
             taken = wait_until_ready(self.name, port, processes, begun)
-            yield Running(self.name, port, {"frontend": (processes[0].pid,), "worker": (processes[1].pid,)}, taken)
+            frontend_pid, worker_pid = (process.pid for process in processes)
+            roles = (
+                {self._role: (frontend_pid, worker_pid)} if self._role else {"frontend": (frontend_pid,), "worker": (worker_pid,)}
+            )
+            yield Running(self.name, port, roles, taken)
 
 
 class Proxy:
-    """A Rust HTTP proxy before back ends of ours: it passes bytes on and neither tokenizes nor routes by KV cache."""
+    """A Rust HTTP proxy before two back ends: it passes bytes on and neither tokenizes nor routes by KV cache."""
 
-    proxy = True
-
-    def __init__(self, name: str, program: str, *flags: str) -> None:
+    def __init__(self, name: str, backends: str, *command: str) -> None:
         self.name = name
-        self._program = program
-        self._flags = flags
+        self.backends = backends
+        self._command = command
 
     @contextlib.contextmanager
     def start(self, setting: Setting) -> Iterator[Running]:
         port = free_port()
         urls = [f"http://127.0.0.1:{backend.port}" for backend in setting.backends]
         command = [
-            str(setting.peers / "bin" / self._program), *self._flags, "--host", "127.0.0.1", "--port", str(port),
+            str(setting.peers / "bin" / self._command[0]), *self._command[1:], "--host", "127.0.0.1", "--port", str(port),
             "--worker-urls", *urls, "--policy", "round_robin", "--prometheus-port", str(free_port()),
         ]  # fmt: skip
         with stopping([]) as processes:
@@ -221,16 +226,31 @@ class Proxy:
             yield Running(self.name, port, {"frontend": (processes[0].pid,), "backend": backends}, taken)
 
 
+_SMG = ("smg", "launch", "--log-level", "error")
+_VLLM_ROUTER = ("vllm-router", "--log-level", "error")
+
+
 def _servers() -> dict[str, Peer]:
     servers: list[Peer] = [
         Ours(),
         Dynamo(),
         Dynamo("dynamo-fastokens", "--tokenizer", "fastokens"),
-        Proxy("smg", "smg", "launch", "--log-level", "error"),
-        Proxy("vllm-router", "vllm-router", "--log-level", "error"),
+        Proxy("smg", OURS, *_SMG),
+        Proxy("vllm-router", OURS, *_VLLM_ROUTER),
+        Proxy("smg-dynamo", "dynamo", *_SMG),
+        Proxy("vllm-router-dynamo", "dynamo", *_VLLM_ROUTER),
     ]
     return {server.name: server for server in servers}
 
 
 SERVERS = _servers()
 """By name; the first is ours."""
+
+PROXIES = tuple(name for name, server in SERVERS.items() if server.backends)
+
+BACKENDS: Mapping[str, Callable[[int], Peer]] = {
+    OURS: lambda number: Ours(f"backend-{number}", workers=1, role="backend"),
+    "dynamo": lambda number: Dynamo(f"dynamo-backend-{number}", workers=1, role="backend"),
+}
+"""What proxies stand before, two of a kind with a worker each. Ours write the tokens of a stream that are there as one; Dynamo's
+frontend writes almost every token by itself, as an engine's own server does."""

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.peers.cases import CASES
+from benchmarks.peers.cases import CASES, Closed
 from benchmarks.peers.connection import Connection
 from benchmarks.peers.environment import prepare
 from benchmarks.peers.held import Gaps
+from benchmarks.peers.limits import TooLong, within
 from benchmarks.peers.load import ClosedLoop
 from benchmarks.peers.page import BEGIN, PAGE, RESULTS, filled
 from benchmarks.peers.processes import ServerProcess, cpu_seconds, resident_mib, tree
@@ -26,6 +31,7 @@ from benchmarks.peers.prompts import Conversations, FreshPrompts, RepeatedPrompt
 from benchmarks.peers.report import Figures, report, worse
 from benchmarks.peers.results import Machine, Measurement, Results, RunInfo
 from benchmarks.peers.run import Run
+from benchmarks.peers.servers import SERVERS, Running, Setting
 
 ROOT = Path(__file__).parents[2]
 
@@ -171,6 +177,8 @@ def test_ratios_are_of_medians_and_what_is_worse_than_a_peer_is_said():
     found = [(server, key.key, round(ratio, 2)) for _, key, server, ratio in worse(figures)]
     assert found == [("vllm-router", "cpu_us.frontend", 2.0), ("vllm-router", "per_s", 0.5)]
     text = report(whole)
+    assert "Nowhere in this run, of those that do the same work." in text
+    assert text.index("A proxy passes bytes on") < text.index("is 2.00 × vllm-router's")
     assert "| 11.0 (10.0–99.0) | 100 |" in text
     assert "is 2.00 × vllm-router's" in text
 
@@ -185,6 +193,10 @@ def test_results_come_back_as_they_were_written_and_later_files_replace_cases(tm
     assert [one.values["per_s"] for one in joined.measurements] == [1.0, 3.0]
     assert len(joined.runs) == 2
     assert "left out: it is not there" in report(joined)
+    missing = results(made("ttft-1", "smg", {"per_s": 1.0}), left_out={"smg/stream-32": "cut"})
+    missing.write(tmp_path / "2.json")
+    assert "smg/stream-32" in Results.read(tmp_path / "1.json", tmp_path / "2.json").left_out
+    assert "smg/stream-32" not in Results.read(tmp_path / "2.json", tmp_path / "0.json").left_out  # it was measured later
 
 
 def test_a_peer_that_cannot_start_is_named_with_the_reason_and_left_out(tmp_path, capsys):
@@ -193,6 +205,80 @@ def test_a_peer_that_cannot_start_is_named_with_the_reason_and_left_out(tmp_path
     assert run.measurements == []
     assert list(run.left_out) == ["dynamo"]
     assert "dynamo cannot be started" in capsys.readouterr().out
+
+
+class Stand(NamedTuple):
+    """A server that is there already, as one to be measured."""
+
+    name: str
+    port: int
+    backends: str = ""
+
+    def start(self, setting: Setting) -> contextlib.AbstractContextManager[Running]:
+        return contextlib.nullcontext(Running(self.name, self.port, {"frontend": (os.getpid(),)}, 0.0))
+
+
+def test_a_server_that_hangs_is_cut_off_and_named_and_the_others_are_measured(listener, monkeypatch, tmp_path):
+    """One accepts and says nothing, the other answers."""
+    with socket.create_server(("127.0.0.1", 0)) as good:
+        stop = threading.Event()
+
+        def serve() -> None:
+            good.settimeout(0.05)
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    link, _ = good.accept()
+                    with link:
+                        while link.recv(1 << 16):
+                            link.sendall(UNARY)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        try:
+            for name, port in (("dynamo", listener.getsockname()[1]), ("dynamo-core", good.getsockname()[1])):
+                monkeypatch.setitem(SERVERS, name, Stand(name, port))
+            monkeypatch.setattr(Closed, "limit", lambda _self, _seconds: 0.5)
+            load = Closed(connections=1, source=lambda: RepeatedPrompts(20, (1, 1), stream=False))
+            case = msgspec.structs.replace(CASES["unary-20-repeated"], load=load)
+            run = Run(
+                model=tmp_path, small_model=tmp_path, peers=tmp_path, rounds=2, seconds=0.05, servers=["dynamo", "dynamo-core"]
+            )
+            run.run([case])
+        finally:
+            stop.set()
+            server.join()
+    assert [(one.server, one.round) for one in run.measurements] == [("dynamo-core", 0), ("dynamo-core", 1)]
+    assert run.left_out == {"dynamo/unary-20-repeated": "dynamo in unary-20-repeated: cut after 0 s"}
+
+
+def test_a_case_that_needs_more_open_files_than_allowed_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("benchmarks.peers.run.allow_files", lambda _count: 15_000)
+    for name in ("dynamo-core", "smg"):
+        monkeypatch.setitem(SERVERS, name, Stand(name, 1, "dynamo-core" if name == "smg" else ""))
+    run = Run(model=tmp_path, small_model=tmp_path, peers=tmp_path, rounds=1, seconds=0.1, servers=["smg"])
+    run.run([CASES["idle-10000"]])
+    (why,) = run.left_out.values()
+    assert "20,500 open files" in why
+
+
+def test_cases_share_servers_only_with_those_that_need_the_same(tmp_path):
+    run = Run(model=tmp_path, small_model=tmp_path, peers=tmp_path, rounds=1, seconds=0.1, servers=list(SERVERS))
+    groups = {case.name: names for names, group in run.groups(list(CASES.values())) for case in group}
+    assert groups.keys() == CASES.keys()
+    assert "smg-dynamo" in groups["stream-32"]
+    assert "dynamo-fastokens" not in groups["stream-32"]
+    assert "dynamo-fastokens" in groups["unary-20-fresh"]
+    assert not {"smg-dynamo", "vllm-router-dynamo"} & {
+        name for case, names in groups.items() if case[:6] != "stream" for name in names
+    }
+
+
+def test_nothing_waits_longer_than_it_may():
+    with pytest.raises(TooLong, match="cut after 0 s"), within(0.05), socket.create_server(("127.0.0.1", 0)) as nobody:
+        nobody.accept()
+    with within(30):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 20
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 def test_a_requirement_that_cannot_be_installed_is_named_and_costs_only_itself(tmp_path):
