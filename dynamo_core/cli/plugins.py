@@ -49,19 +49,19 @@ def list_(config: str | None, as_json: bool, **flags: Any) -> None:
         return
     rows = [(info.name, info.version, info.distribution, info.state, ", ".join(info.provides)) for info in infos]
     click.echo(table(("NAME", "VERSION", "DISTRIBUTION", "STATE", "PROVIDES"), rows))
-    for info in infos:
-        if info.error:
-            click.echo(f"{info.name}: {info.error}")
+    for line in dict.fromkeys(f"{info.name}: {info.error}" for info in infos if info.error):
+        click.echo(line)
 
 
 def plugin_states(resolved: Resolved) -> Sequence[PluginInfo]:
     """All installed plugins with what activating the selected ones found; one that cannot be activated says why."""
     from dynamo_core.config import active_plugin_names
     from dynamo_core.errors import StartupError
-    from dynamo_core.plugins import activate, installed_plugins
+    from dynamo_core.plugins import activate, claimed_plugins
 
     settings = resolved.settings
-    found = installed_plugins(blocked=settings.no_plugins)
+    claimed = claimed_plugins(blocked=settings.no_plugins)
+    found = {info.name: info for info in claimed}
     names = active_plugin_names(settings, process="serve", installed=found)
 
     def try_activating(selected: Sequence[str]) -> None:
@@ -71,6 +71,7 @@ def plugin_states(resolved: Resolved) -> Sequence[PluginInfo]:
             tables=resolved.plugin_tables,
             source=resolved.file or "dynamo.toml",
             process="serve",
+            installed=found,
         )
         found.update({info.name: info for info in compiled.plugins})
 
@@ -84,5 +85,6 @@ def plugin_states(resolved: Resolved) -> Sequence[PluginInfo]:
             try:
                 try_activating([name])
             except StartupError as error:
-                found[name] = msgspec.structs.replace(found[name], state="error", error=error.message)
-    return tuple(found.values())
+                if found[name].state != "error":
+                    found[name] = msgspec.structs.replace(found[name], state="error", error=error.message)
+    return tuple(info if info.state == "error" else found[info.name] for info in claimed)

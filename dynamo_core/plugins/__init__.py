@@ -5,7 +5,7 @@ from dynamo_core.plugins.compiled import Compiled
 from dynamo_core.plugins.decoding import decode_table, describe_type
 from dynamo_core.plugins.description import PluginDescription, describe_plugin
 from dynamo_core.plugins.faults import Faults
-from dynamo_core.plugins.installed import PluginInfo, installed_plugins
+from dynamo_core.plugins.installed import PluginInfo, claimed_plugins, installed_plugins
 from dynamo_core.plugins.loading import configuration_types
 from dynamo_core.plugins.names import canonical_name, is_plugin_name, nearest_name, suggestion
 from dynamo_core.plugins.observers import Observer, observation
@@ -24,6 +24,7 @@ __all__ = [
     "activate",
     "canonical_name",
     "check_tables",
+    "claimed_plugins",
     "configuration_types",
     "decode_table",
     "describe_plugin",

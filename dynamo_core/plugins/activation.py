@@ -37,14 +37,17 @@ def activate(
     tables: Mapping[str, Mapping[str, Any]] | None = None,
     source: str = "dynamo.toml",
     process: Process = "frontend",
+    installed: Mapping[str, PluginInfo] | None = None,
 ) -> Compiled:
     """Import the plugins ``names`` but those ``blocked``, in order, and no other; check and compile them.
 
     ``tables`` are the ``[plugins.NAME]`` tables of the file ``source``. Factories of authenticators and rate limiters are called
-    for a ``frontend`` only: no other process asks them. Raises :class:`~dynamo_core.errors.StartupError` in one sentence that
-    says who, what and what to do. Takes as long as the imports take; blocks.
+    for a ``frontend`` only: no other process asks them. ``installed`` spares the scan for plugins.
+
+    Raises :class:`~dynamo_core.errors.StartupError` in one sentence that says who, what and what to do. Takes as long as the
+    imports take; blocks.
     """
-    installed = installed_plugins(blocked=blocked)
+    installed = installed_plugins(blocked=blocked) if installed is None else installed
     left_out = frozenset(canonical_name(name) for name in blocked)
     wanted = _wanted(names, left_out, installed)
     tables = tables or {}

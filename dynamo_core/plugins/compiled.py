@@ -12,8 +12,9 @@ from dynamo_core.plugins.faults import Faults
 from dynamo_core.plugins.filters import OpenFilter
 from dynamo_core.plugins.hooks import blame
 from dynamo_core.plugins.installed import PluginInfo
+from dynamo_core.plugins.inventory import inactive_providers
 from dynamo_core.plugins.lifecycle import Lifecycle
-from dynamo_core.plugins.names import canonical_name, nearest_name, suggestion
+from dynamo_core.plugins.names import canonical_name, suggestion
 from dynamo_core.plugins.observers import Observe, Observer, observation
 from dynamo_core.plugins.providers import Provider
 from dynamo_core.plugins.router_check import router_faults
@@ -160,14 +161,20 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return provider
 
 
+_TABLES = {"discovery store": "discovery"}
+"""The kinds whose name for people is not the table's."""
+
+
 def _why_missing(kind: str, name: str, providers: Collection[str], compiled: Compiled) -> str:
     if name in compiled.blocked:
         return f"{kind} {name!r} is left out by --no-plugin {name}: drop that, or name another {kind}."
     active = {info.name for info in compiled.plugins}
-    if name in active:
-        return f"plugin {name!r} provides no {kind}; {suggestion(name, providers, what=f'active {kind} providers')}"
-    if name in compiled.installed:
-        return f"{kind} {name!r} is not active: add --plugin {name}."
-    # An active plugin without such a provider cannot be what was meant; an inactive one may.
-    known = providers if nearest_name(name, providers) else {*providers, *compiled.installed.keys() - active}
-    return f"{kind} {name!r} is unknown: {suggestion(name, known, what='installed plugins')}"
+    rest = [info for plugin, info in compiled.installed.items() if plugin not in active | compiled.blocked]
+    inactive = inactive_providers(_TABLES.get(kind, kind.replace(" ", "-")), rest)
+    if name in inactive:
+        return f"{kind} {name!r} is not active: add --plugin {inactive[name]}."
+    known = {*providers, *inactive}
+    hint = suggestion(name, known, what=f"installed {kind.removesuffix('y')}{'ies' if kind.endswith('y') else 's'}")
+    if name in active or name in compiled.installed:
+        return f"plugin {name!r} provides no {kind}: {hint}"
+    return f"{kind} {name!r} is unknown: {hint}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -14,7 +15,7 @@ from dynamo_core.plugins.names import canonical_name, is_plugin_name
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["PluginInfo", "installed_plugins"]
+__all__ = ["PluginInfo", "claimed_plugins", "installed_plugins"]
 
 
 class PluginInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,25 +44,49 @@ def installed_plugins(*, blocked: Collection[str] = ()) -> dict[str, PluginInfo]
 
     Raises :class:`~dynamo_core.errors.PluginError` when two distributions claim one name.
     """
+    found: dict[str, PluginInfo] = {}
+    for info in _scan(blocked):
+        other = found.setdefault(info.name, info)
+        if other is not info:
+            raise PluginError(_clash(other, info))
+    return found
+
+
+def claimed_plugins(*, blocked: Collection[str] = ()) -> tuple[PluginInfo, ...]:
+    """As :func:`installed_plugins`, but those that claim one name are all there, in state ``error`` with what is wrong."""
+    infos = _scan(blocked)
+    clashes: dict[str, str] = {}
+    for one, other in pairwise(infos):
+        if one.name == other.name:
+            clashes.setdefault(one.name, _clash(one, other))
+    return tuple(
+        msgspec.structs.replace(info, state="error", error=clashes[info.name]) if info.name in clashes else info for info in infos
+    )
+
+
+def _scan(blocked: Collection[str]) -> list[PluginInfo]:
+    """By name; what is there twice (a folder that is twice in ``sys.path``) once."""
     from importlib.metadata import entry_points  # 20 ms, which `dynamo --help` need not pay
 
     left_out = {canonical_name(name) for name in blocked}
-    found: dict[str, PluginInfo] = {}
+    found: list[PluginInfo] = []
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         info = _info(entry_point, left_out)
-        other = found.setdefault(info.name, info)
-        if other is info or other == info:
-            continue
-        if other.distribution == info.distribution:
-            raise PluginError(
-                f"distribution {info.distribution} {info.version} declares plugin {info.name!r} twice, as {other.target} and "
-                f"{info.target}: ask its author to keep one of them in its entry points."
-            )
-        raise PluginError(
-            f"two distributions claim the plugin name {info.name!r}: {other.distribution} {other.version} and "
-            f"{info.distribution} {info.version}; uninstall one of them with pip."
+        if info not in found:
+            found.append(info)
+    return sorted(found, key=lambda info: info.name)
+
+
+def _clash(one: PluginInfo, other: PluginInfo) -> str:
+    if one.distribution == other.distribution:
+        return (
+            f"distribution {other.distribution} {other.version} declares plugin {one.name!r} twice, as {one.target} and "
+            f"{other.target}: ask its author to keep one of them in its entry points."
         )
-    return dict(sorted(found.items()))
+    return (
+        f"two distributions claim the plugin name {one.name!r}: {one.distribution} {one.version} and "
+        f"{other.distribution} {other.version}; uninstall one of them with pip."
+    )
 
 
 def _info(entry_point: EntryPoint, left_out: Collection[str]) -> PluginInfo:

@@ -228,6 +228,26 @@ def test_looking_up_a_provider_says_why_there_is_none(install) -> None:
         compiled.request_plane("acme")
 
 
+def test_an_unknown_router_is_answered_by_the_routers_that_are_installed(install) -> None:
+    router = "@hookimpl\ndef dynamo_routers():\n    yield RouterSpec(name='{0}', factory=None)"
+    install("acme", router.format("fancy"))
+    install("broken", "raise RuntimeError")
+    install("engine-only", ENGINE.format(name="engine-only"))
+    compiled = activate(["round-robin"])
+    with pytest.raises(PluginError, match=r"router 'rr' is unknown: installed routers: .*fancy, .*round-robin") as caught:
+        compiled.router("rr")
+    assert not {"engine-only", "broken", "tcp", "acme"} & set(caught.value.message.replace(",", "").replace(".", "").split())
+    for name, expected in {
+        "fancy": "router 'fancy' is not active: add --plugin acme.",
+        "fnacy": "router 'fnacy' is unknown: did you mean 'fancy'?",
+    }.items():
+        with pytest.raises(PluginError) as caught:
+            compiled.router(name)
+        assert caught.value.message == expected
+    with pytest.raises(PluginError, match="plugin 'engine-only' provides no router: installed routers: "):
+        compiled.router("engine-only")
+
+
 def test_a_router_is_found_by_its_aliases_and_by_dynamos_mode_names(install) -> None:
     install(
         "kv-router-x", "@hookimpl\ndef dynamo_routers():\n    yield RouterSpec(name='best-fit', factory=None, aliases=('bf',))"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dynamo_core.errors import PluginError
-from dynamo_core.plugins import activate, installed_plugins
+from dynamo_core.plugins import activate, claimed_plugins, installed_plugins
 
 
 def test_the_built_in_plugins_are_installed_like_any_other() -> None:
@@ -72,3 +72,16 @@ def test_listing_fifty_plugins_takes_under_300_ms_of_a_process_and_imports_none(
     assert not [module for module in modules if module.startswith("acme_")]
     assert not {"litestar", "uvicorn", "zmq", "tokenizers", "jinja2", "rich"} & set(modules)
     assert min(seconds) < 0.3
+
+
+def test_plugins_that_claim_one_name_are_all_listed_with_what_is_wrong(install) -> None:
+    install("acme", "", distribution="acme-one", version="1.0")
+    install("acme", "", distribution="acme-two", version="2.5")
+    install("other", "")
+    listed = claimed_plugins(blocked=["round-robin"])
+    assert list(listed) == sorted(listed, key=lambda info: info.name)
+    rivals = [info for info in listed if info.name == "acme"]
+    assert {(info.distribution, info.state) for info in rivals} == {("acme-one", "error"), ("acme-two", "error")}
+    assert all("two distributions claim the plugin name 'acme'" in str(info.error) for info in rivals)
+    states = {info.name: info.state for info in listed}
+    assert (states["other"], states["round-robin"]) == ("available", "blocked")
