@@ -72,12 +72,14 @@ class ModelCollector(Collector):
         ready = self._gauge("model_ready", "1 while a worker takes requests of the model.")
         migrated = self._counter("model_migration", "Streams continued on another worker.")
         stranded = self._counter("model_migration_failures", "Streams lost with their worker.")
+        too_long = self._counter("model_migration_max_seq_len_exceeded", "Those that were too long to be continued on another.")
         for model in models:
             queued.add_metric((model.name,), model.waiting)
             ready.add_metric((model.name,), int(model.ready))
             migrated.add_metric((model.name,), model.counters.migrated)
             stranded.add_metric((model.name,), model.counters.stranded)
-        return queued, ready, migrated, stranded
+            too_long.add_metric((model.name,), model.counters.too_long)
+        return queued, ready, migrated, stranded, too_long
 
     def _facts(self, models: Sequence[ObservedModel]) -> Iterable[Metric]:
         facts: dict[str, tuple[str, Callable[[ModelCard], float]]] = {

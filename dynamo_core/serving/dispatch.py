@@ -48,6 +48,8 @@ class DispatchCounters(msgspec.Struct):
     """Legs that were continued on another worker."""
     stranded: int = 0
     """Requests that failed because no worker could continue them."""
+    too_long: int = 0
+    """Those of them that were longer than a migration may be."""
     hit_rates: list[int] = msgspec.field(default_factory=lambda: [0] * (HIT_RATE_STEPS + 1))
     """Routed requests by the share of their prompt that the router believed cached, in HIT_RATE_STEPS steps, rounded up."""
     hit_rate_sum: float = 0.0

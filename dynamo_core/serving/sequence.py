@@ -258,6 +258,7 @@ class Sequence:
             return f"migration limit of {self.dispatcher.migration_limit} reached"
         limit = self.dispatcher.migration_max_seq_len
         if limit and len(self._origin.token_ids) + len(self.receiver.generated) > limit:
+            self.dispatcher.counters.too_long += 1
             return f"longer than the migration limit of {limit} tokens"
         return obstacle(self._origin, leg.worker.card.resume) if self.receiver.generated else None
 

@@ -77,7 +77,7 @@ def test_a_request_is_told_to_the_plugins_of_its_own_application() -> None:
 
 
 def test_a_scrape_reads_queues_facts_loads_migrations_hit_rates_and_faults() -> None:
-    counters = DispatchCounters(routed=3, migrated=2, stranded=1)
+    counters = DispatchCounters(routed=3, migrated=2, stranded=2, too_long=1)
     for rate in (0.0, 0.52, 7.0):
         counters.hit(rate)
     card = ModelCard(name="m", path="", context_length=100, block_size=16)
@@ -100,7 +100,8 @@ def test_a_scrape_reads_queues_facts_loads_migrations_hit_rates_and_faults() -> 
     registry.register(ModelCollector("p", lambda: [model], [faults, faults], 3))
     found = values(registry)
     assert (found["p_queued_requests|m"], found["p_model_ready|m"]) == (5, 1)
-    assert (found["p_model_migration_total|m"], found["p_model_migration_failures_total|m"]) == (2, 1)
+    assert (found["p_model_migration_total|m"], found["p_model_migration_failures_total|m"]) == (2, 2)
+    assert found["p_model_migration_max_seq_len_exceeded_total|m"] == 1
     cache = "p_tokenizer_cache"
     assert [found[f"{cache}_{name}_total|m"] for name in ("hits", "misses", "cached_tokens", "uncached_tokens")] == [1, 2, 30, 40]
     assert found[f"{cache}_bytes|m"] == 500

@@ -338,6 +338,7 @@ async def test_a_stream_that_has_grown_too_long_stays_where_it_is(stage: Any) ->
     assert len(on.streams) == 3
     assert short.sink.error is None
     assert long.sink.error.message.endswith("longer than the migration limit of 6 tokens.")
+    assert (on.model.counters.stranded, on.model.counters.too_long) == (1, 1)
 
 
 @pytest.mark.parametrize("error", [InvalidRequest("no", param="x"), EngineError("broken")])
