@@ -31,6 +31,7 @@ __all__ = [
     "Hold",
     "Outcome",
     "OverlapScore",
+    "PotentialLoad",
     "Reject",
     "Route",
     "RouteRequest",
@@ -58,6 +59,9 @@ class RoutingHints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Taint → weight: workers with it are dearer (below 0) or cheaper (above)."""
     dp_rank: int | None = None
     """The client named this data-parallel rank."""
+    settings: Mapping[str, Any] = {}
+    """Of the router's configuration, for this request alone: from a program that routes, never from a client. A router rejects a
+    request with settings that it knows and cannot change for one; a router that has none ignores them."""
 
 
 NO_HINTS = RoutingHints()
@@ -142,6 +146,18 @@ class OverlapScore(msgspec.Struct, frozen=True, kw_only=True):
     disk: int = 0
 
 
+class PotentialLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What one data-parallel rank of a worker would carry if a prompt were sent there."""
+
+    dp_rank: int = 0
+    prefill_tokens: int = 0
+    """To compute, of those that were sent and of this one; what is cached there does not count."""
+    decode_blocks: int = 0
+    """KV blocks that running requests hold, and this one's."""
+    requests: int = 0
+    """Now running."""
+
+
 class Hold(msgspec.Struct, frozen=True):
     """Not yet. Offered again when a worker, a load or a running request changes, and after ``retry_after`` seconds."""
 
@@ -203,6 +219,8 @@ class Router(Protocol):
     #   def dropped(self, request: RouteRequest) -> None                         on no worker, and not wanted any more
     #   def query(self, request, workers) -> Decision                            what select would answer; books nothing; or async
     #   def overlap_scores(self, request, workers) -> dict[int, list[OverlapScore]]   by worker, one a rank
+    #   def potential_loads(self, request, workers) -> dict[int, list[PotentialLoad]] by worker, one a rank
+    #   def known_blocks(self) -> Sequence[KvBatch]                              stored events that would make its index anew
     #   def close(self) -> None                                                  sync or async; the frontend is done with it
     #   def routed_elsewhere(self, request: ForeignRequest, worker_id: int) -> None   another frontend's; first_token and finished
     #                                                                            then come for it as for one's own

@@ -63,6 +63,10 @@ class PrefixIndex:
         """Blocks of the slot."""
         return len(self._blocks(slot))
 
+    def blocks(self, slot: int) -> tuple[int, ...]:
+        """The slot's, oldest first; handed to :meth:`stored` the other way round they make the same slot."""
+        return tuple(self._blocks(slot))
+
     def __len__(self) -> int:
         """Different blocks of all slots."""
         return len(self._where)

@@ -25,6 +25,8 @@ _METHODS = {
     "routed_elsewhere": _Method(("request", "worker_id")),
     "query": _Method(("request", "workers"), may_wait=True),
     "overlap_scores": _Method(("request", "workers")),
+    "potential_loads": _Method(("request", "workers")),
+    "known_blocks": _Method(()),
     "kv_events": _Method(("batch",)),
     "kv_lost": _Method(("worker_id", "dp_rank")),
     "worker_added": _Method(("worker",)),

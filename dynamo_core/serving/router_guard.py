@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dynamo_core.contracts import BusyThresholds, OverlapScore, Route, Router, RouteRequest, WorkerView
+from dynamo_core.contracts import BusyThresholds, KvBatch, OverlapScore, PotentialLoad, Route, Router, RouteRequest, WorkerView
 from dynamo_core.plugins import Faults
 
 __all__ = ["RouterGuard"]
@@ -23,6 +23,8 @@ _OPTIONAL = (
     "query",
     "dropped",
     "overlap_scores",
+    "potential_loads",
+    "known_blocks",
     "busy_thresholds",
     "set_busy_thresholds",
 )
@@ -76,6 +78,20 @@ class RouterGuard:
         call = self._optional["overlap_scores"]
         found = None if call is None else self._asked("overlap_scores", call, request, workers)
         return found if isinstance(found, Mapping) else {}
+
+    def potential_loads(
+        self, request: RouteRequest, workers: Mapping[int, WorkerView]
+    ) -> Mapping[int, Sequence[PotentialLoad]] | None:
+        """By worker; ``None`` from a router that keeps no account of ranks."""
+        call = self._optional["potential_loads"]
+        found = None if call is None else self._asked("potential_loads", call, request, workers)
+        return found if isinstance(found, Mapping) else None
+
+    def known_blocks(self) -> Sequence[KvBatch]:
+        """Empty for a router that knows of no caches."""
+        call = self._optional["known_blocks"]
+        found = None if call is None else self._asked("known_blocks", call)
+        return found if isinstance(found, Sequence) else ()
 
     def busy_thresholds(self) -> BusyThresholds | None:
         """``None`` for a router that has none, or none that can be changed."""

@@ -168,6 +168,13 @@ class Caches:
         slot = self._slots.get(place)
         return 0 if slot is None else self._index.size(slot)
 
+    def known(self, place: PlaceLoad) -> tuple[KvStored, ...]:
+        """Events that would make what is known of it anew."""
+        slot = self._slots.get(place)
+        device = () if slot is None else self._index.blocks(slot)[::-1]
+        events = [KvStored(device)] if device else []
+        return (*events, *(KvStored(blocks, tier) for tier, blocks in self._slow.blocks(place)))
+
     def take(self, batch: KvBatch, place: PlaceLoad) -> None:
         if place in self._assumed:
             return

@@ -17,15 +17,14 @@ _EXPLAINED = 3
 class Chooser:
     """Deterministic at temperature 0; above, repeatable with the seed."""
 
-    def __init__(self, temperature: float, seed: int) -> None:
-        self.temperature = temperature
+    def __init__(self, seed: int) -> None:
         self._lots = random.Random(seed)
 
-    def choose(self, price: Sequence[float], candidates: Sequence[PlaceLoad]) -> int:
+    def choose(self, price: Sequence[float], candidates: Sequence[PlaceLoad], temperature: float) -> int:
         """The position of the chosen one in both lists."""
         least = min(price)
-        if self.temperature > 0:
-            return self._draw(price, least)
+        if temperature > 0:
+            return self._draw(price, least, temperature)
         if price.count(least) == 1:
             return price.index(least)
         # Those to which a request was sent longest ago come first: idle workers take turns.
@@ -34,9 +33,9 @@ class Chooser:
             key=lambda i: (candidates[i].given, candidates[i].id, candidates[i].rank),
         )
 
-    def _draw(self, price: Sequence[float], least: float) -> int:
+    def _draw(self, price: Sequence[float], least: float, temperature: float) -> int:
         """Softmax of the costs, scaled to their range."""
-        scale = (max(price) - least) * self.temperature
+        scale = (max(price) - least) * temperature
         shares = [math.exp((least - cost) / scale) for cost in price] if scale else [1.0] * len(price)
         return self._lots.choices(range(len(price)), shares)[0]
 

@@ -110,6 +110,10 @@ class PlaceLoad:
         self._owed_ms += own_ms
         self.busy_until = max(self.busy_until, now) + own_ms
 
+    def would_hold(self, tokens: int, pieces: Pieces) -> int:
+        """Tokens that are held once such a request has begun."""
+        return self.held + tokens - pieces.tokens * sum(name in self._pieces for name in pieces.names)
+
     def first_token(self, new_tokens: int, own_ms: float, dispatched: float, clock: Clock) -> Observation | None:
         """Its prompt is done: it is a stream from here on. May complete a measurement of the worker's speed."""
         now = clock.now

@@ -14,6 +14,7 @@ from dynamo_core.contracts import (
     KvBatch,
     Outcome,
     OverlapScore,
+    PotentialLoad,
     Reject,
     Route,
     RouterContext,
@@ -30,8 +31,10 @@ from dynamo_kv_router.cost import Weights, costs, preferred
 from dynamo_kv_router.credit import Credit
 from dynamo_kv_router.line import WaitingLine
 from dynamo_kv_router.load import PlaceLoad
+from dynamo_kv_router.outlook import outlook
 from dynamo_kv_router.replica import note_of, take_foreign
 from dynamo_kv_router.screen import HELD, Screen, takes_anyone
+from dynamo_kv_router.terms import Terms, other_terms
 from dynamo_kv_router.thresholds import BusyGate
 
 __all__ = ["KvRouter"]
@@ -65,7 +68,7 @@ class KvRouter:
         self.weights = (weights or Weights()).configured(config, self._block_size)
         self._books = Books(config, self.weights, context.clock)
         self._caches = Caches(config, self._block_size)
-        self._chooser = Chooser(config.router_temperature, context.seed)
+        self._chooser = Chooser(context.seed)
         self._credit = Credit.of(config, self._block_size)
         self._gate = BusyGate(
             BusyThresholds(
@@ -150,7 +153,13 @@ class KvRouter:
 
     def _choose(self, request: RouteRequest, workers: Mapping[int, WorkerView]) -> _Choice | Hold | Reject:
         books, tokens = self._books, len(request.token_ids)
-        candidates, rows = books.places, books.rows
+        candidates = books.places
+        config, credit, rows = self.config, self._credit, books.rows
+        if request.hints.settings:
+            terms = other_terms(request.hints.settings, config, self.weights, books, self._block_size)
+            if not isinstance(terms, Terms):
+                return Reject(terms)
+            config, credit, rows = terms
         fit = self._screen.fit(request, workers, candidates, all_offered=len(workers) == len(books.workers))
         if fit is not None:
             if not isinstance(fit, list):
@@ -161,19 +170,19 @@ class KvRouter:
         prompt = self._caches.prompt(request)
         overlap = self._caches.overlap(prompt, tokens, books.places)
         priced: Sequence[float] = overlap.new_tokens
-        if self._credit is not None:
-            priced = self._credit.priced(overlap, tokens * books.speed.token_ms, books.places, books.clock.now)
-        price = costs(rows, priced, tokens, books.clock, books.speed, self._affinity())
+        if credit is not None:
+            priced = credit.priced(overlap, tokens * books.speed.token_ms, books.places, books.clock.now)
+        price = costs(rows, priced, tokens, books.clock, books.speed, self._affinity(config))
         if request.hints.preferred_taints:
             price = preferred(price, candidates, request.hints.preferred_taints)
-        chosen = self._chooser.choose(price, candidates)
+        chosen = self._chooser.choose(price, candidates, config.router_temperature)
         return _Choice(candidates[chosen], prompt, overlap, explain(price, candidates, overlap.blocks, chosen))
 
-    def _affinity(self) -> float:
+    def _affinity(self, config: KvRouterConfig) -> float:
         """A cached prompt saves its time and, where room in the caches is scarce, what it would push out elsewhere."""
         weights = self.weights
         scarcity = min(1.0, self._caches.scarcity.share / weights.scarce)
-        return self.config.overlap_score_weight * (1.0 + (weights.affinity - 1.0) * scarcity)
+        return config.overlap_score_weight * (1.0 + (weights.affinity - 1.0) * scarcity)
 
     def _expected(self, request: RouteRequest) -> int:
         """Tokens of the answer that are counted from the beginning."""
@@ -207,6 +216,14 @@ class KvRouter:
             if place.id in scores:
                 scores[place.id].append(OverlapScore(dp_rank=place.rank, device=device, host=host, disk=disk))
         return scores
+
+    def potential_loads(self, request: RouteRequest, workers: Mapping[int, WorkerView]) -> dict[int, list[PotentialLoad]]:
+        self._look(workers)
+        return outlook(self._books, self._caches, request, workers, self._block_size)
+
+    def known_blocks(self) -> list[KvBatch]:
+        known = ((place, self._caches.known(place)) for place in self._books.places)
+        return [KvBatch(place.id, 0, events, place.rank) for place, events in known if events]
 
     def _look(self, workers: Mapping[int, WorkerView]) -> None:
         """At the workers, the clock and what it ends."""

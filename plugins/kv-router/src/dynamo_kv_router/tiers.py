@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple
 
@@ -42,6 +42,10 @@ class SlowTiers:
 
     def clear(self, place: PlaceLoad) -> None:
         self.held.pop(place, None)
+
+    def blocks(self, place: PlaceLoad) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """By tier, oldest first."""
+        return ((tier, tuple(blocks)) for tier, blocks in self.held.get(place, {}).items() if blocks)
 
     def beyond(self, place: PlaceLoad, prompt: PromptHashes, start: int) -> Beyond:
         """``start``: leading blocks on the device. O(log blocks): a tier nearly always has what comes before what it has."""
