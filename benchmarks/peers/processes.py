@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["ServerProcess", "cpu_seconds", "resident_mib", "tree"]
+__all__ = ["ServerProcess", "accepted", "cpu_seconds", "resident_mib", "tree"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _STOP_SECONDS = 20.0
@@ -51,6 +51,23 @@ def _resident_kib(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return int(rest.split()[0]) if found else 0
+
+
+_ESTABLISHED = "01"
+
+
+def accepted(pid: int, port: int) -> set[int]:
+    """The clients' ports of IPv4 connections that the process, not a child of it, has on its own ``port``."""
+    by_inode = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, own, other, state, *_, inode = line.split()[:10]
+        if state == _ESTABLISHED and int(own.rpartition(":")[2], 16) == port:
+            by_inode[f"socket:[{inode}]"] = int(other.rpartition(":")[2], 16)
+    found = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.add(by_inode.get(str(file.readlink()), 0))
+    return found - {0}
 
 
 _PR_SET_PDEATHSIG = 1

@@ -37,6 +37,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     decode_speedup: float = 1.0
     """On top, of decoding: 5.74 ms ÷ speedup ÷ this is the time between two tokens."""
     max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
     blocks: int = 16384
 
 
@@ -122,9 +123,10 @@ class Ours:
 
     backends = ""
 
-    def __init__(self, name: str = OURS, *, workers: int = 2, role: str = "") -> None:
+    def __init__(self, name: str = OURS, *, workers: int = 2, frontends: int = 1, role: str = "") -> None:
         self.name = name
         self._workers = workers
+        self._frontends = frontends
         self._role = role
         """All processes under this role, as a proxy's back end."""
 
@@ -133,12 +135,13 @@ class Ours:
         engine, port = setting.engine, free_port()
         arguments = {
             "speedup_ratio": engine.speedup, "decode_speedup_ratio": engine.decode_speedup, "max_num_seqs": engine.max_num_seqs,
-            "max_num_batched_tokens": max(8192, engine.max_num_seqs), "num_blocks": engine.blocks,
+            "max_num_batched_tokens": engine.max_num_batched_tokens, "num_blocks": engine.blocks,
         }  # fmt: skip
         command = [
             _dynamo(), "serve", "--plugin", "kv-router", "--engine", "mocker",
             *(part for key, value in arguments.items() for part in ("--engine-arg", f"{key}={value}")),
-            "--workers", str(self._workers), "--model", str(setting.model), "--model-name", MODEL, "--http-port", str(port),
+            "--workers", str(self._workers), "--frontends", str(self._frontends),
+            "--model", str(setting.model), "--model-name", MODEL, "--http-port", str(port),
         ]  # fmt: skip
         # A short folder: the path of a Unix socket has at most 107 bytes.
         with tempfile.TemporaryDirectory(prefix="bench") as run, stopping([]) as processes:
@@ -183,12 +186,14 @@ class Dynamo:
             "DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": kv, "DYN_EVENT_PLANE": "zmq", "DYN_REQUEST_PLANE": "tcp",
             "DYN_LOG": "error", "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
+        if self._role:
+            environment["DYN_IGNORE_OPENAI_FE_UNSUPPORTED_FIELDS"] = "1"  # vllm-router adds fields of SGLang's to each request
         frontend = [python, "-m", "dynamo.frontend", "--http-port", str(port), "--router-mode", "kv", *self._flags]
         workers = [
             python, "-m", "dynamo.mocker", "--model-path", str(setting.model), "--model-name", MODEL,
             "--num-workers", str(self._workers), "--block-size", "16", "--speedup-ratio", str(engine.speedup),
             "--decode-speedup-ratio", str(engine.decode_speedup), "--max-num-seqs", str(engine.max_num_seqs),
-            "--max-num-batched-tokens", str(max(8192, engine.max_num_seqs)), "--num-gpu-blocks-override", str(engine.blocks),
+            "--max-num-batched-tokens", str(engine.max_num_batched_tokens), "--num-gpu-blocks-override", str(engine.blocks),
         ]  # fmt: skip
         with stopping([]) as processes:
             begun = time.perf_counter()
