@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PARTS = ("cli_start", "plugin_hooks", "detokenize", "router_select", "request_plane")
+PARTS = ("cli_start", "plugin_hooks", "detokenize", "router_select", "request_plane", "loopback_send")
 ROOT = Path(__file__).parents[1]
 
 
