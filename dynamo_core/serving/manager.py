@@ -13,7 +13,7 @@ from dynamo_core.contracts import Context, Deleted, Instance, ModelCard, Put, Ro
 from dynamo_core.errors import DynamoError, ModelNotFound, ServiceUnavailable, StartupError
 from dynamo_core.plugins import Compiled, Provider
 from dynamo_core.runtime import Client, DistributedRuntime
-from dynamo_core.serving.model_text import ModelText, load_model_text
+from dynamo_core.serving.model_text import ModelText, hasten, load_model_text
 from dynamo_core.serving.replicas import ReplicaSync
 from dynamo_core.serving.router_guard import RouterGuard
 from dynamo_core.serving.served_model import ServedModel
@@ -64,6 +64,7 @@ class ModelManager:
         self._clients: dict[str, Client] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._following: dict[str, asyncio.Task[None]] = {}
+        self._hastening: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._synced = asyncio.Event()
 
@@ -87,7 +88,8 @@ class ModelManager:
 
     async def stop(self) -> None:
         """Requests that run go on; those that wait fail."""
-        tasks = [task for task in (self._watcher, *self._loading.values(), *self._following.values()) if task is not None]
+        running = (self._watcher, *self._loading.values(), *self._following.values(), *self._hastening)
+        tasks = [task for task in running if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -203,6 +205,10 @@ class ModelManager:
             self.broken[card.name] = str(error)
             return
         self.broken.pop(card.name, None)
+        if text.tokenizer.hastens:
+            task = asyncio.create_task(hasten(text.tokenizer, card.name), name=f"hastening {card.name}")
+            self._hastening.add(task)
+            task.add_done_callback(self._hastening.discard)
         for key, other in tuple(self._cards.items()):
             if other.name == card.name:
                 self._join(key)

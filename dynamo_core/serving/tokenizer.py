@@ -1,15 +1,17 @@
 """Text to token ids and back, with the tokenizer of a model folder.
 
 Encoding is fastokens' work where it gives the same ids as Hugging Face's ``tokenizers`` (5 to 8 times faster), else that of
-``tokenizers``. Only one of them stays in memory; decoding needs neither, but the strings of the ids seen.
+``tokenizers``, which loads twice as fast and so serves until fastokens is loaded and compared. Only one of them stays in memory;
+decoding needs neither, but the strings of the ids seen.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,62 +20,88 @@ import tokenizers
 from dynamo_core.errors import InvalidRequest, StartupError
 from dynamo_core.serving.detokenizer import Detokenizer, make_detokenizer
 from dynamo_core.serving.model_folder import AddedToken, ModelFolder
+from dynamo_core.serving.probe import SAMPLES, Probe
 from dynamo_core.serving.vocabulary import Vocabulary
 
 __all__ = ["Tokenizer", "load_tokenizer"]
 
 _log = logging.getLogger(__name__)
 
-_SAMPLES = (
-    "", " ", "  ", "\n", "\n\n\n", "\t", "\r\n", "a", " a", "a ", "  a  b   c    ", " " * 100, "word\n" * 50 + "  indented\n\n",
-    "Hello, world!", "The quick brown fox's 3 dogs.", "I'll we've THEY'RE don't Don'T", "....----====####****",
-    "1", "12", "123", "1234567890", "3.14159 1,000,000 0x1F4A9 2026-11-22T16:05:00Z",
-    "def f(x):\n    if x >= 10:\n\treturn x ** 2  # square\n\n\nprint(f(3))\n", '{"key": [1, 2.5, null], "s": "a\\"b\\n"}',
-    "https://example.org/a/b?c=d&e=%20f#g user@example.org", "<html><body class='x'>&amp;</body></html>",
-    "naïve café Ångström œuvre", "nai\u0308ve cafe\u0301", "ﬁ ½ ² Ⅷ ㎏ ＡＢＣ",
-    "Ελληνικά Кириллица עברית العربية हिन्दी ภาษาไทย", "你好，世界。日本語テキスト 한국어", "😀👩‍👩‍👧‍👦🏳️‍🌈 🇩🇪 1️⃣ ❤️",
-    "a\u00a0b\u2003c\u200bd\ufeffe\u2028f", "\x00\x01\x1f\x7f\x85", "\U0010ffff\ue000\ufffd",
-    "▁a▁▁b ▁", "Ġa <0x0A> <0xE4>", "[CLS] <s> </s> <|endoftext|> <pad> <unk> <bos>",
-    "x" * 300, "ab " * 200, "é" * 150, "Mixed 中文 and English, numbers ١٢٣ and ４５６; symbols ∑∫√ → ⇒.\n" * 20,
-)  # fmt: skip
-"""What tokenizers differ on: whitespace of every kind, digits, contractions, scripts, combining marks, controls, long words."""
-
 _LEAST_CHARACTERS = 1024
 
-Frame = tuple[tuple[int, ...], tuple[int, ...]]
-"""Ids before a text's and after them."""
+_PATIENCE = 500
+"""How often a thread that still encodes with the reference is waited for, 10 ms each time."""
+
+
+class _Untried(NamedTuple):
+    """A tokenizer's way to become faster."""
+
+    path: Path
+    reference: tokenizers.Tokenizer
+    probe: Probe
 
 
 class Tokenizer:
     """One model's tokenizer. ``encode`` may be called from any thread, the rest from the event loop's."""
 
     __slots__ = (
-        "_encode", "_encode_batch", "_vocabulary", "added_tokens", "backend", "frame", "loop_characters", "token_id",
+        "_encode", "_encode_batch", "_untried", "_vocabulary", "added_tokens", "backend", "frame", "loop_characters", "token_id",
         "vocab_size",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        backend: Literal["fastokens", "tokenizers"],
-        encoder: Any,
-        vocabulary: Vocabulary,
-        *,
-        added_tokens: Sequence[AddedToken] = (),
-        frame: Frame | None = None,
-    ) -> None:
+    def __init__(self, untried: _Untried, vocabulary: Vocabulary, added_tokens: Sequence[AddedToken]) -> None:
+        self._vocabulary = vocabulary
+        self.added_tokens = tuple(added_tokens)
+        self.frame = untried.probe.frame()
+        """What ``add_special_tokens`` puts before and after the ids of any text; ``None`` if that depends on the text."""
+        self.vocab_size = vocabulary.size
+        """Ids are below this, but for vocabularies with gaps."""
+        self._untried: _Untried | None = untried
+        self._use("tokenizers", untried.reference)
+
+    def _use(self, backend: Literal["fastokens", "tokenizers"], encoder: Any) -> None:
+        """Whatever encodes at this moment does so with the one before: both give the same ids."""
         self.backend = backend
         self._encode: Callable[..., Any] = encoder.encode
         self._encode_batch: Callable[..., Any] = getattr(encoder, "encode_batch_fast", encoder.encode_batch)
-        self._vocabulary = vocabulary
-        self.added_tokens = tuple(added_tokens)
-        self.frame = frame
-        """What ``add_special_tokens`` puts before and after the ids of any text; ``None`` if that depends on the text."""
         self.loop_characters = _characters_a_millisecond(encoder)
         """Text that is longer takes more than about a millisecond to encode here: better in a thread."""
-        self.vocab_size = vocabulary.size
-        """Ids are below this, but for vocabularies with gaps."""
         self.token_id: Callable[[str], int | None] = encoder.token_to_id
         """The id of a token's string."""
+        self._vocabulary.token = encoder.id_to_token
+
+    @property
+    def hastens(self) -> bool:
+        """Whether :meth:`hasten` was not called yet."""
+        return self._untried is not None
+
+    def hasten(self) -> None:
+        """Change to fastokens where it gives the same ids, and give back the memory of the other.
+
+        Takes 4 seconds for 262,144 tokens, mostly without the interpreter's lock: call it in a thread, and once. Requests may run
+        meanwhile. A thread of its own keeps what stays in memory apart from what goes, which saves 20 MB.
+        """
+        untried, self._untried = self._untried, None
+        if untried is None:
+            return
+        path, reference, probe = untried
+        del untried
+        fast, obstacle = _load_fast(path)
+        _return_free_memory()
+        if fast is not None:
+            obstacle = probe.difference(fast)
+        if obstacle is not None:
+            _log.info("%s is encoded with tokenizers instead of fastokens: %s", path, obstacle)
+            del fast
+        else:
+            self._use("fastokens", fast)
+            for _ in range(_PATIENCE):
+                if sys.getrefcount(reference) <= 2:  # nobody else has it, nor any of its methods
+                    _empty(reference)
+                    break
+                time.sleep(0.01)
+        del reference
+        _return_free_memory()
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Costs 0.2 µs a token with fastokens, 1.2 µs without. Special tokens that the text spells out count as such."""
@@ -109,34 +137,31 @@ class Tokenizer:
         return make_detokenizer(self._vocabulary.table(skip_special_tokens), prompt_ids)
 
 
-def load_tokenizer(folder: ModelFolder) -> Tokenizer:
+def load_tokenizer(folder: ModelFolder, *, hastened: bool = True) -> Tokenizer:
     """Read ``tokenizer.json``. Raises :class:`StartupError`.
 
-    Blocks (without holding the interpreter's lock): 4 seconds for 262,144 tokens. Call it in a thread.
+    Blocks: 1.5 seconds for 262,144 tokens, with the interpreter's lock held, and 4 more where it is to be ``hastened`` at once.
+    Otherwise :meth:`Tokenizer.hasten` does that later; until then it is slower and takes as much memory.
     """
     header = folder.tokenizer_header()
-    # The one that stays is loaded first: loading takes twice what stays, and what the second one leaves behind can be given back.
-    fast, obstacle = _load_fast(folder.tokenizer_json)
-    _return_free_memory()
     try:
         reference = _load_reference(folder.tokenizer_json)
     except Exception as error:  # the library raises bare Exception
         raise StartupError(
             f"{str(folder.tokenizer_json)!r} is not a tokenizer: {error}; fetch the model's files again"
         ) from error
+    _return_free_memory()
     size = max([reference.get_vocab_size(), *(token.id + 1 for token in header.added_tokens)])
     special = [reference.token_to_id(token.content) for token in header.added_tokens if token.special]
-    probe = _Probe.of(reference, header.added_tokens)
-    if fast is not None:
-        obstacle = probe.difference(fast)
-    backend: Literal["fastokens", "tokenizers"] = "fastokens" if obstacle is None else "tokenizers"
-    encoder: Any = fast if obstacle is None else reference
-    if obstacle is not None:
-        _log.info("%s is encoded with tokenizers instead of fastokens: %s", folder.tokenizer_json, obstacle)
-    del fast, reference
-    _return_free_memory()
-    vocabulary = Vocabulary(encoder.id_to_token, size, [token_id for token_id in special if token_id is not None], header.decoder)
-    return Tokenizer(backend, encoder, vocabulary, added_tokens=header.added_tokens, frame=probe.frame())
+    vocabulary = Vocabulary(
+        reference.id_to_token, size, [token_id for token_id in special if token_id is not None], header.decoder
+    )
+    untried = _Untried(folder.tokenizer_json, reference, Probe.of(reference, header.added_tokens))
+    tokenizer = Tokenizer(untried, vocabulary, header.added_tokens)
+    del untried, reference
+    if hastened:
+        tokenizer.hasten()
+    return tokenizer
 
 
 def _load_reference(path: Path) -> tokenizers.Tokenizer:
@@ -162,55 +187,9 @@ def _load_fast(path: Path) -> tuple[Any, str | None]:
     return tokenizer, None
 
 
-class _Probe(NamedTuple):
-    """What the reference makes of the samples."""
-
-    encodings: list[tuple[str, bool, list[int]]]
-    tokens: dict[int, str | None]
-
-    @classmethod
-    def of(cls, reference: tokenizers.Tokenizer, added_tokens: Sequence[AddedToken]) -> _Probe:
-        size = reference.get_vocab_size()
-        tokens = [token for index in range(0, size, size // 500 + 1) if (token := reference.id_to_token(index)) is not None]
-        spelt = [token.replace("▁", " ").replace("Ġ", " ") for token in tokens]
-        encodings = [
-            (text, add_special_tokens, reference.encode(text, add_special_tokens=add_special_tokens).ids)
-            for text in (*_SAMPLES, *_around(added_tokens), *spelt, *map("".join, zip(spelt, reversed(spelt), strict=True)))
-            for add_special_tokens in (False, True)
-        ]
-        seen = {token_id for _, _, ids in encodings for token_id in ids}
-        seen.update(range(min(size, 1024)), (size - 1, size, size + 100_000), (token.id for token in added_tokens))
-        return cls(encodings, {token_id: reference.id_to_token(token_id) for token_id in sorted(seen)})
-
-    def frame(self) -> Frame | None:
-        """See :attr:`Tokenizer.frame`."""
-        plain = {text: ids for text, special, ids in self.encodings if not special}
-        framed = {text: ids for text, special, ids in self.encodings if special}
-        bare, full = plain["a"], framed["a"]
-        start = next((at for at in range(len(full) - len(bare) + 1) if full[at : at + len(bare)] == bare), None)
-        if start is None:
-            return None
-        before, after = tuple(full[:start]), tuple(full[start + len(bare) :])
-        same = all(framed[text] == [*before, *ids, *after] for text, ids in plain.items())
-        return (before, after) if same else None
-
-    def difference(self, candidate: Any) -> str | None:
-        """Where the candidate departs from the reference first; ``None`` if nowhere."""
-        try:
-            for text, add_special_tokens, ids in self.encodings:
-                if candidate.encode(text, add_special_tokens=add_special_tokens).ids != ids:
-                    return f"other ids for {text[:40]!r}"
-            for token_id, token in self.tokens.items():
-                if candidate.id_to_token(token_id) != token:
-                    return f"another string for id {token_id}"
-        except Exception as error:  # noqa: BLE001 - whatever it cannot do, the reference can
-            return f"{type(error).__name__}: {error}"
-        return None
-
-
 def _characters_a_millisecond(encoder: Any) -> int:
     """Of prose. The samples, being repeated, go through about twice as fast."""
-    text = "".join(_SAMPLES)
+    text = "".join(SAMPLES)
     seconds = []
     for _ in range(3):
         begun = time.perf_counter()
@@ -219,10 +198,16 @@ def _characters_a_millisecond(encoder: Any) -> int:
     return max(_LEAST_CHARACTERS, int(len(text) / min(seconds) / 2000))
 
 
-def _around(added_tokens: Sequence[AddedToken]) -> Iterator[str]:
-    """Added tokens in every surrounding that their flags may care about."""
-    for token in [*added_tokens[:24], *added_tokens[24:][-24:]]:
-        yield from (token.content, f"a{token.content}b", f" a {token.content} b ", f"{token.content * 2}\n{token.content}.")
+def _empty(reference: tokenizers.Tokenizer) -> None:
+    """Free a vocabulary while other threads run: the end of a tokenizer holds the interpreter's lock, 0.2 s for a large one.
+
+    Trained on nothing, it has nothing left; and training is without the lock.
+    """
+    model = reference.model
+    if isinstance(model, tokenizers.models.BPE):
+        trainer = model.get_trainer()
+        trainer.show_progress = False
+        reference.train([], trainer)
 
 
 def _return_free_memory() -> None:

@@ -19,6 +19,7 @@ from dynamo_core.runtime import DistributedRuntime
 from dynamo_core.runtime.discovery.mem import MemDiscovery
 from dynamo_core.runtime.discovery.table import Table
 from dynamo_core.runtime.planes.inproc import InprocEvents, InprocHub, InprocPlane
+from dynamo_core.serving import model_text, tokenizer
 from dynamo_core.serving.manager import ModelManager
 from dynamo_core.serving.model_text import ModelText, load_model_text
 from dynamo_core.serving.output import GenerationRequest
@@ -153,6 +154,34 @@ async def test_names_that_are_unknown_or_loading(house: House) -> None:
     await until(lambda: manager.broken)
     with pytest.raises(ServiceUnavailable, match="log says why"):
         manager.get("short")
+
+
+async def test_a_large_tokenizer_becomes_faster_while_it_serves(
+    house: House, recording_sink: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fastokens")
+    monkeypatch.setattr(model_text, "_SOON_LOADED", 0)
+    ready_to_load = threading.Event()
+    load_fast = tokenizer._load_fast
+
+    def wait_and_load(path: Path) -> Any:
+        ready_to_load.wait(10)
+        return load_fast(path)
+
+    monkeypatch.setattr(tokenizer, "_load_fast", wait_and_load)
+    await house.worker()
+    manager = await house.manager()
+    model = await ready(manager)
+    assert model.tokenizer.backend == "tokenizers"
+    before = model.encode("the cat sat")
+    sink, *_ = ask(model, recording_sink)
+    await until(lambda: sink.ended)
+    ready_to_load.set()
+    await until(lambda: model.tokenizer.backend == "fastokens")
+    assert model.encode("the cat sat") == before
+    again, *_ = ask(model, recording_sink)
+    await until(lambda: again.ended)
+    assert again.texts == sink.texts
 
 
 async def test_a_store_that_cannot_be_watched_ends_the_start(house: House) -> None:

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 
 from dynamo_core.errors import InvalidRequest, StartupError
+from dynamo_core.serving import tokenizer as module
 from dynamo_core.serving.model_folder import ModelFolder
 from dynamo_core.serving.tokenizer import Tokenizer, load_tokenizer
 
@@ -62,6 +65,66 @@ def test_a_fastokens_that_gives_other_ids_is_not_used(
     assert tokenizer.backend == "tokenizers"
     assert "other ids for" in caplog.text
     assert tokenizer.decode(tokenizer.encode("a\tb")) == "a\tb"
+
+
+def test_texts_that_are_encoded_while_the_encoder_changes_have_the_same_ids(model_path: ModelPath) -> None:
+    pytest.importorskip("fastokens")
+    tokenizer = load_tokenizer(ModelFolder.load(model_path("byte_level_split")), hastened=False)
+    assert (tokenizer.backend, tokenizer.hastens) == ("tokenizers", True)
+    texts = ["the quick brown fox\n" * 20, "naïve café 你好 😀", "def f(x):\n\treturn x ** 2"]
+    expected = [tokenizer.encode(text) for text in texts]
+    changed = threading.Event()
+    wrong: list[object] = []
+
+    def encode(one: bool) -> None:
+        rounds = 0
+        while rounds < 20:
+            rounds += changed.is_set()
+            ids = [tokenizer.encode(text) for text in texts] if one else tokenizer.encode_batch(texts)
+            names = [tokenizer.token_id("<s>"), tokenizer.decode(ids[1])]
+            if ids != expected or names != [1, texts[1]]:
+                wrong.append((ids, names))
+
+    threads = [threading.Thread(target=encode, args=(one,)) for one in (True, False)]
+    for thread in threads:
+        thread.start()
+    tokenizer.hasten()
+    changed.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert (tokenizer.backend, tokenizer.hastens) == ("fastokens", False)
+    encoder = tokenizer._encode
+    tokenizer.hasten()
+    assert tokenizer._encode is encoder
+
+
+@pytest.mark.parametrize("in_use", [True, False])
+def test_the_slower_encoder_is_emptied_unless_somebody_still_has_it(
+    model_path: ModelPath, monkeypatch: pytest.MonkeyPatch, in_use: bool
+) -> None:
+    pytest.importorskip("fastokens")
+    read, empty = module._load_reference, module._empty
+    users: list[Any] = []
+    emptied: list[int] = []
+
+    def load_reference(path: Path) -> Any:
+        reference = read(path)
+        if in_use:
+            users.append(reference.encode)
+        return reference
+
+    def record(reference: Any) -> None:
+        empty(reference)
+        emptied.append(reference.get_vocab_size(with_added_tokens=False))
+
+    monkeypatch.setattr(module, "_load_reference", load_reference)
+    monkeypatch.setattr(module, "_empty", record)
+    monkeypatch.setattr(module, "_PATIENCE", 3)
+    tokenizer = load(model_path("byte_level"))
+    assert tokenizer.backend == "fastokens"
+    assert emptied == ([] if in_use else [0])
+    assert all(user("the fox").ids == tokenizer.encode("the fox") for user in users)
 
 
 def test_special_tokens_are_added_or_not(model_path: ModelPath) -> None:
