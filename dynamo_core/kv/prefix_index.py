@@ -64,8 +64,9 @@ class PrefixIndex:
         return len(self._blocks(slot))
 
     def blocks(self, slot: int) -> tuple[int, ...]:
-        """The slot's, oldest first; handed to :meth:`stored` the other way round they make the same slot."""
-        return tuple(self._blocks(slot))
+        """The slot's, a prefix's last ones first where nobody else told of them before. O(all blocks)."""
+        bit = 1 << slot
+        return tuple(seq_hash for seq_hash, owners in self._where.items() if owners & bit)
 
     def __len__(self) -> int:
         """Different blocks of all slots."""
