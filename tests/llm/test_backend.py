@@ -330,8 +330,8 @@ async def test_kv_router_counts_what_it_was_asked_to_book(stage: Stage) -> None:
     await router.free("a")
     await router.free("a")
     assert (await router.get_potential_loads([9]))[0]["potential_prefill_tokens"] == 1
-    with pytest.raises(ConfigError, match="router_config_override"):
-        await router.best_worker([1], {"router_temperature": 1})
+    with pytest.raises(InvalidRequest, match="router_config_override: router_ttl_secs=1"):
+        await router.best_worker([1], {"router_ttl_secs": 1})
     with pytest.raises(InvalidRequest):
         await router.generate([1], "m", {"max_tokens": "many"})
 
