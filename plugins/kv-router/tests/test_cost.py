@@ -31,7 +31,7 @@ def test_the_cost_is_the_formula() -> None:
     row, tokens, new, w = load.row(WEIGHTS, 1.0, 500.0), 1000, 360, WEIGHTS
     own = new * speed.token_ms
     (cost,) = costs([row], [new], tokens, clock, speed, w.affinity)
-    wait = 270 - 90  # its last prompt should have been done at 50 + 40
+    wait = speed.overhead_ms + 270 - 90  # its last prompt should have been done at 50 + 40
     age = clock.youth(50.0)
     young = 1 + sum(a * f for a, f in zip(age, clock.fading, strict=True))
     decode = speed.token_ms * 5000
@@ -57,6 +57,20 @@ def test_ages_survive_the_reference_time_moving() -> None:
     load.end(10, 10, 1.0, None, clock)
     load.end(10, 10, 1.0, 0.0, clock)
     assert load.youth == (0.0, 0.0, 0.0)
+
+
+def test_around_the_time_when_a_worker_should_be_done_it_is_never_cheaper_than_an_idle_one() -> None:
+    clock, speed = Clock(WEIGHTS, 0.0), PrefillSpeed()
+    idle, busy = PlaceLoad(WorkerView(1, CARD)), PlaceLoad(WorkerView(2, CARD))
+    busy.begin(100, 100, 50.0, 0.0)
+    rows = [idle.row(WEIGHTS, 1.0, 500.0), busy.row(WEIGHTS, 1.0, 500.0)]
+    before = None
+    for now in range(1, 150):
+        clock.tick(float(now))
+        idle_cost, busy_cost = costs(rows, [1.0, 1.0], 100, clock, speed, WEIGHTS.affinity)
+        assert busy_cost >= idle_cost
+        assert before is None or abs(busy_cost - before) < 1.01, "and it does not jump"
+        before = busy_cost
 
 
 def test_an_overdue_worker_gets_dearer() -> None:

@@ -8,6 +8,7 @@ from dynamo_core.contracts import WorkerView
 from dynamo_kv_router.config import KvRouterConfig
 from dynamo_kv_router.cost import Clock, LoadRow, Weights
 from dynamo_kv_router.load import NO_PIECES, Observation, Pieces, PlaceLoad
+from dynamo_kv_router.newcomers import Newcomers
 from dynamo_kv_router.speed import FadingMean, PrefillSpeed
 
 __all__ = ["Books", "Sent"]
@@ -54,6 +55,7 @@ class Books:
         """Milliseconds that a request spends on its worker."""
         self.answer = FadingMean()
         """Tokens of an answer; known only where outputs are counted."""
+        self.newcomers = Newcomers(weights.welcome)
         self.places: list[PlaceLoad] = []
         """By worker id and rank, so that nothing depends on the order of their coming."""
         self.rows: list[LoadRow] = []
@@ -81,12 +83,16 @@ class Books:
         """Returns its places: one a data-parallel rank."""
         places = tuple(PlaceLoad(worker, rank) for rank in range(max(1, worker.card.data_parallel_size)))
         self._workers[worker.id] = places
+        if self._given:
+            self.newcomers.joined(places, self._seconds() * 1000)
         self._line_up()
         return places
 
     def remove(self, worker_id: int) -> None:
         """What it was sent stays in the books until it ends, and weighs on nobody."""
-        if self._workers.pop(worker_id, None) is not None:
+        places = self._workers.pop(worker_id, None)
+        if places is not None:
+            self.newcomers.left(places)
             self._line_up()
 
     def _line_up(self) -> None:
@@ -119,6 +125,7 @@ class Books:
         self._sent[key] = Sent(place, tokens, new_tokens, own_ms, expected, now, pieces)
         place.begin(tokens + expected, new_tokens, own_ms, now, pieces)
         self._given += 1
+        self.newcomers.sent(place, now)
         place.given = self._given
         self._changed(place)
 

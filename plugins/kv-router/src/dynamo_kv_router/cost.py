@@ -3,8 +3,8 @@
 For a prompt of L tokens of which k blocks are cached on the worker::
 
     new   = max(1, L − k × block_size)
-    wait  = until the prompts already sent there should be done. When they are overdue, as long again as they are late: a worker
-            that hangs gets dearer, not cheaper. Once their first tokens came, the overhead_ms of a step of one's own
+    wait  = overhead_ms, for a step of one's own, and until the prompts already sent there should be done. When they are overdue,
+            as long again as they are late: a worker that hangs gets dearer, not cheaper, and none is cheaper than an idle one
     own   = token_ms × new
     young = requests without first token + Σ over streams of tau ÷ (tau + age since first token)
     load  = token_ms × prompt tokens running there
@@ -58,6 +58,8 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
     """Share of a cache that is kept for what streams generate."""
     per_request: float = 0.0
     """Tokens that a running request weighs besides its own."""
+    welcome: float = 0.2
+    """What a millisecond without requests is worth to a worker that joined others at work, in computing what they have cached."""
     prefills: bool = True
     """Prompts that are not computed yet count."""
     holdings: bool = True
@@ -138,12 +140,7 @@ def costs(
     result: list[float] = []
     add = result.append
     for place, busy_until, crowd, load, room, drain, stay, (y1, y2, y3) in rows:
-        if not busy_until:
-            wait = overhead_ms
-        elif busy_until > now:
-            wait = busy_until - now
-        else:
-            wait = now - busy_until
+        wait = overhead_ms + abs(busy_until - now) if busy_until else overhead_ms
         if tokens > room:
             wait += min((tokens - room) * drain, stay)
         add(wait + new[place] * token_ms * (affinity + crowd + y1 * f1 + y2 * f2 + y3 * f3) + token_ms * load)

@@ -140,6 +140,7 @@ class KvRouter:
         books, new, key = self._books, overlap.new_tokens[place.place], (request, place.id)
         own_ms, pieces = new * books.speed.token_ms, self._caches.pieces(prompt)
         books.begin(key, place, len(request.token_ids), new, own_ms, self._expected(request), pieces)
+        books.newcomers.welcomed(place, overlap.new_tokens)
         self._caches.sent(key, place, prompt, books.clock.now)
         self._caches.found(prompt, overlap)
         rank = place.rank if place.several else None
@@ -172,6 +173,8 @@ class KvRouter:
         priced: Sequence[float] = overlap.new_tokens
         if credit is not None:
             priced = credit.priced(overlap, tokens * books.speed.token_ms, books.places, books.clock.now)
+        if books.newcomers:
+            priced = books.newcomers.priced(priced, candidates, books.speed.token_ms, books.clock.now)
         price = costs(rows, priced, tokens, books.clock, books.speed, self._affinity(config))
         if request.hints.preferred_taints:
             price = preferred(price, candidates, request.hints.preferred_taints)
