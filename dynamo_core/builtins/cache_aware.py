@@ -62,7 +62,7 @@ class CacheAware:
     def worker_added(self, worker: WorkerView) -> None:
         if worker.id not in self._slots:
             limit = max(1, self._config.max_tree_size // self._block_size)
-            slot = self._index.open(min(limit, worker.card.total_kv_blocks or limit))
+            slot = self._index.open(min(limit, worker.card.total_kv_blocks or limit), expiring=True)
             self._slots[worker.id], self._owners[slot] = slot, worker.id
 
     def worker_removed(self, worker_id: int) -> None:
