@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ import zmq
 import zmq.asyncio
 
 from dynamo_core.contracts import EngineLoad, KvEvent
-from dynamo_core.errors import ConfigError
+from dynamo_core.errors import ConfigError, InvalidRequest
 from dynamo_core.kv import VllmEventTranslator
 from dynamo_core.llm.registration import registrations
 from dynamo_core.runtime.component import Endpoint
@@ -31,22 +31,32 @@ class KvEventPublisher:
     """Names blocks by the engine's own hashes and translates them, so that any engine's will do.
 
     Make it in the process that serves ``endpoint``, on its event loop, after the runtime has started (``register_model`` starts
-    it). With ``zmq_endpoint`` it relays what a vLLM publishes there, and ``publish_*`` are not needed. ``worker_id`` is
-    accepted and means nothing: it is the runtime's.
+    it). With ``zmq_endpoint`` it relays what a vLLM publishes there, and ``publish_*`` are not needed. ``worker_id``,
+    ``enable_local_indexer`` and ``batching_timeout_ms`` are accepted and mean nothing: the id is the runtime's, what the cache
+    holds can always be asked for, and the events of a turn leave together. So are the tokens that stand for images and videos:
+    blocks with these have names of their own in any case.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
-        worker_id: int = 0,
+        worker_id: int | None = None,
         kv_block_size: int = 0,
         dp_rank: int = 0,
         enable_local_indexer: bool = False,
         zmq_endpoint: str | None = None,
         zmq_topic: str | None = None,
         batching_timeout_ms: int | None = None,
+        image_token_id: int | None = None,
+        kv_state_endpoint: str | None = None,
+        video_token_id: int | None = None,
     ) -> None:
-        del worker_id, enable_local_indexer, batching_timeout_ms
+        del worker_id, enable_local_indexer, batching_timeout_ms, image_token_id, video_token_id
+        if kv_state_endpoint is not None and kv_state_endpoint.removeprefix("dyn://") != endpoint.path:
+            text = (
+                f"KvEventPublisher: kv_state_endpoint is {kv_state_endpoint}, but events belong to {endpoint.path}; leave it out"
+            )
+            raise ConfigError(text)
         if kv_block_size < 1:
             raise ConfigError("KvEventPublisher needs kv_block_size, the tokens a block of the engine's cache")
         self._runtime = endpoint.runtime
@@ -69,44 +79,91 @@ class KvEventPublisher:
         token_ids: Sequence[int],
         num_block_tokens: Sequence[int],
         block_hashes: Sequence[int],
-        lora_id: int = 0,
         parent_hash: int | None = None,
-        block_mm_infos: Sequence[Any] | None = None,
-        *,
+        block_mm_infos: Sequence[Any] | int | None = None,
         lora_name: str | None = None,
+        is_eagle: bool | None = None,
+        cache_salt: str | None = None,
+        *,
+        lora_id: int = 0,
     ) -> None:
         """Blocks that can be reused, in the order of their chain; the first one's predecessor is ``parent_hash``. Never blocks.
 
-        Incomplete blocks and what follows them are left out. ``lora_id`` is accepted for Dynamo's sake; routers know adapters by
-        name.
+        Incomplete blocks and what follows them are left out. Dynamo's older order, ``lora_id`` and then ``parent_hash``, is known
+        by the number in fifth place; ``lora_id`` means nothing, since routers know adapters by name. Raises InvalidRequest for
+        lists that do not fit together, and for Eagle's overlapping blocks.
         """
         del lora_id
-        size, count = self._block_size, len(block_hashes)
-        complete = next((place for place, tokens in enumerate(num_block_tokens) if tokens != size), count)
-        if not complete:
-            return
-        self._tell(
-            {
-                "type": "BlockStored",
-                "block_hashes": list(block_hashes[:complete]),
-                "parent_block_hash": parent_hash,
-                "token_ids": list(token_ids[: complete * size]),
-                "block_size": size,
-                "lora_name": lora_name,
-                # Blocks with images get names that no prompt of text has.
-                "extra_keys": None
-                if block_mm_infos is None
-                else [None if x is None else [str(x)] for x in block_mm_infos[:complete]],
-            }
+        if isinstance(block_mm_infos, int):
+            parent_hash, block_mm_infos = block_mm_infos, None
+        stored = self._stored(
+            token_ids, num_block_tokens, block_hashes, parent_hash, block_mm_infos, lora_name, is_eagle, cache_salt
         )
+        self._tell([stored])
+
+    def publish_batch(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """``{"type": "stored", …}`` and ``{"type": "removed", "block_hashes": […]}`` with the arguments of
+        :meth:`publish_stored` and :meth:`publish_removed`, in order and as one batch. If one of them is wrong, none is published.
+        """
+        told = []
+        makers: dict[str, Callable[..., dict[str, Any]]] = {"stored": self._stored, "removed": self._removed}
+        for place, event in enumerate(events):
+            arguments = {key: value for key, value in event.items() if key != "type"}
+            make = makers.get(str(event.get("type")))
+            if make is None:
+                raise InvalidRequest(f"publish_batch: event {place} has type {event.get('type')!r}: give stored or removed")
+            try:
+                told.append(make(**arguments))
+            except TypeError as error:
+                raise InvalidRequest(f"publish_batch: event {place} cannot be read: {error}") from None
+        self._tell(told)
+
+    def _stored(
+        self,
+        token_ids: Sequence[int],
+        num_block_tokens: Sequence[int],
+        block_hashes: Sequence[int],
+        parent_hash: int | None = None,
+        block_mm_infos: Sequence[Any] | None = None,
+        lora_name: str | None = None,
+        is_eagle: bool | None = None,
+        cache_salt: str | None = None,
+    ) -> dict[str, Any]:
+        """In vLLM's words."""
+        if is_eagle:
+            raise InvalidRequest("KvEventPublisher: routers here do not know Eagle's overlapping blocks; leave is_eagle out")
+        size, count = self._block_size, len(block_hashes)
+        if len(num_block_tokens) != count or len(token_ids) < sum(num_block_tokens):
+            raise InvalidRequest(
+                f"KvEventPublisher: {count} block hashes need as many num_block_tokens ({len(num_block_tokens)}) and as many "
+                f"tokens as these add up to ({len(token_ids)} of {sum(num_block_tokens)})"
+            )
+        complete = next((place for place, tokens in enumerate(num_block_tokens) if tokens != size), count)
+        # Blocks with images get names that no prompt of text has.
+        images: list[list[str]] = [[str(image)] if image else [] for image in (block_mm_infos or ())]
+        extra = (images + [[] for _ in range(complete)])[:complete]
+        if cache_salt and extra and parent_hash is None:
+            extra[0].insert(0, cache_salt)
+        return {
+            "type": "BlockStored",
+            "block_hashes": list(block_hashes[:complete]),
+            "parent_block_hash": parent_hash,
+            "token_ids": list(token_ids[: complete * size]),
+            "block_size": size,
+            "lora_name": lora_name,
+            "extra_keys": extra if any(extra) else None,
+        }
+
+    def _removed(self, block_hashes: Sequence[int]) -> dict[str, Any]:
+        return {"type": "BlockRemoved", "block_hashes": list(block_hashes)}
 
     def publish_removed(self, block_hashes: Sequence[int]) -> None:
         """Blocks that cannot be reused any longer. Never blocks."""
-        self._tell({"type": "BlockRemoved", "block_hashes": list(block_hashes)})
+        self._tell([self._removed(block_hashes)])
 
     def publish_cleared(self) -> None:
         """The whole cache was dropped."""
-        self._tell({"type": "AllBlocksCleared"})
+        self._tell([{"type": "AllBlocksCleared"}])
 
     def shutdown(self) -> None:
         """Stop what runs in the background. The runtime's own shutdown does it, too."""
@@ -119,8 +176,8 @@ class KvEventPublisher:
             if isinstance(outcome, Exception):
                 _log.error("a publisher of KV events failed", exc_info=outcome)
 
-    def _tell(self, event: dict[str, Any]) -> None:
-        self._publish(self._translator.translate(self._encode([0.0, [event]])))
+    def _tell(self, events: list[dict[str, Any]]) -> None:
+        self._publish(self._translator.translate(self._encode([0.0, events])))
 
     def _publish(self, events: Sequence[KvEvent]) -> None:
         if events:
@@ -148,6 +205,8 @@ class WorkerMetricsPublisher:
     def __init__(self) -> None:
         self._endpoint: Endpoint | None = None
         self._load = EngineLoad()
+        self._blocks: dict[int, int] = {}
+        """By rank."""
         self._task: asyncio.Task[None] | None = None
 
     async def create_endpoint(self, endpoint: Endpoint, metrics_labels: Any = None) -> None:
@@ -161,7 +220,7 @@ class WorkerMetricsPublisher:
     def publish(
         self,
         dp_rank: int | None = None,
-        active_decode_blocks: int = 0,
+        active_decode_blocks: int | None = None,
         kv_used_blocks: int | None = None,
         *,
         running: int = 0,
@@ -169,13 +228,16 @@ class WorkerMetricsPublisher:
         prefill_tokens: int = 0,
         kv_total_blocks: int = 0,
     ) -> None:
-        """``active_decode_blocks`` is what runs holds of the cache, ``kv_used_blocks`` (the same unless given) what is taken."""
-        del dp_rank
+        """``active_decode_blocks`` is what runs holds of the cache, ``kv_used_blocks`` (the same unless given) what is taken.
+
+        With several data-parallel ranks the blocks that each of them told last count together; the rest is the worker's.
+        """
+        self._blocks[dp_rank or 0] = (active_decode_blocks if kv_used_blocks is None else kv_used_blocks) or 0
         self._load = EngineLoad(
             running=running,
             waiting=waiting,
             prefill_tokens=prefill_tokens,
-            kv_used_blocks=active_decode_blocks if kv_used_blocks is None else kv_used_blocks,
+            kv_used_blocks=sum(self._blocks.values()),
             kv_total_blocks=kv_total_blocks,
         )
         self._send()

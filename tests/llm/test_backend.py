@@ -381,13 +381,3 @@ async def test_kv_router_keeps_to_taints_and_takes_a_handlers_own_request(stage:
     with pytest.raises(ConfigError, match="register_model before"):
         await llm.update_model_taints(own, ["fast"])
     await router.close()
-
-
-def test_block_hashes_are_those_of_the_routers_chains() -> None:
-    tokens = list(range(40))
-    hashes = llm.compute_block_hash_for_seq(tokens, 16)
-    assert len(hashes) == 2
-    assert hashes[0] == sequence_hashes(tokens, 16)[0]
-    assert llm.compute_block_hash_for_seq(tokens[:16], 16, lora_name="a") != hashes[:1]
-    with pytest.raises(ConfigError, match="images"):
-        llm.compute_block_hash_for_seq(tokens, 16, [object(), None])
