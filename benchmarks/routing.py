@@ -11,8 +11,9 @@ TRACE is Mooncake's conversation trace for the parts that stand beside Dynamo's 
 * ``policies``: all routers of the core beside ``kv-router``, on TRACE and on made-up traffic of agents, at the first load and at
   twice that.
 * ``agents``: ``kv-router`` ÷ Dynamo's formula and ÷ round robin on three such traces (``benchmarks/agent_trace.py``), at the same
-  two loads. Only ``scarce`` was chosen with an
-  eye on them, on the first. Needs no TRACE.
+  two loads. Only ``scarce`` was chosen with an eye on them, on the first. Needs no TRACE.
+* ``curve``: ``kv-router`` ÷ ``cache-aware`` on the same traffic, with the timing model's decode curve, which bends down and falls
+  beyond a full cache, and with a straight line that equals it for an empty and for a full one. Needs no TRACE.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ from dynamo_kv_router.speed import PrefillSpeed
 
 SEEDS = range(3)
 PREFILL = TimingModel().prefill
-PARTS = ("table", "goals", "elsewhere", "policies", "agents")
+STRAIGHT = TimingModel(decode=(0.0, sum(TimingModel().decode[:2]), TimingModel().decode[2]))
+PARTS = ("table", "goals", "elsewhere", "policies", "agents", "curve")
 HEAD = "| load | router | completed | hit rate | TTFT mean / p50 / p90 / p99 ms | TPOT mean / p99 ms | E2E mean / p99 ms |"
 RATIOS = "TTFT mean | p50 | p99 | TPOT mean | p99 | E2E mean | p99 |"
 AGENT_CLUSTER = Cluster(blocks=4096, block_size=64)
@@ -213,6 +215,18 @@ def agents(loads: Sequence[float]) -> None:
                 print(f"| ×{load:g} | {seed} | {hits} | {name} | {ratios(ours, other)}", flush=True)
 
 
+def curve(loads: Sequence[float]) -> None:
+    print(f"\n| load | seed | decode time | hit rate: cache-aware, kv-router | {RATIOS}\n|{'---|' * 11}")
+    for seed in (1, 2, 3):
+        trace = agent_trace(6000, seed)
+        for load in loads:
+            for name, timing in (("the mocker's curve", TimingModel()), ("straight", STRAIGHT)):
+                cluster = msgspec.structs.replace(AGENT_CLUSTER, timing=timing)
+                condition = Condition(name="", load=load, cluster=cluster)
+                theirs, ours = (figures(run(trace, make, condition)) for make in (POLICIES["cache-aware"], kv_router))
+                print(f"| ×{load:g} | {seed} | {name} | {theirs.hit:.3f}, {ours.hit:.3f} | {ratios(ours, theirs)}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", nargs="?")
@@ -222,7 +236,7 @@ def main() -> None:
     options = parser.parse_args()
     parts = options.part or PARTS
     low_and_high = (options.loads[0], 2 * options.loads[0])
-    if options.trace is None and set(parts) - {"agents"}:
+    if options.trace is None and set(parts) - {"agents", "curve"}:
         parser.error("name the trace: Mooncake's conversation trace stands in FAST25-release/traces of kvcache-ai/Mooncake")
     print(f"python {platform.python_version()}, dynamo-core {dynamo_core.__version__}, {platform.machine()}, one core")
     trace = read_trace(options.trace) if options.trace else None
@@ -238,6 +252,8 @@ def main() -> None:
             policies(agent_trace(6000, 1), AGENT_CLUSTER, "agents, chats and one-offs, seed 1", low_and_high)
     if "agents" in parts:
         agents(low_and_high)
+    if "curve" in parts:
+        curve(low_and_high)
 
 
 if __name__ == "__main__":
