@@ -60,6 +60,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     resume: dict[str, Resume] = {}
     """As :class:`~dynamo_core.contracts.EngineInfo` has it."""
     lora: str | None = None
+    chat_template: str | None = None
+    """Jinja, instead of the folder's."""
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     created: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from dynamo_core import contracts
@@ -37,6 +37,23 @@ class ModelType(enum.Flag):
     Classify = enum.auto()
     Pooling = enum.auto()
     Rerank = enum.auto()
+    Empty = 0
+    """Nothing."""
+
+    def supports_chat(self) -> bool:
+        return ModelType.Chat in self
+
+    def supports_embedding(self) -> bool:
+        return ModelType.Embedding in self
+
+    def supports_classify(self) -> bool:
+        return ModelType.Classify in self
+
+    def supports_pooling(self) -> bool:
+        return ModelType.Pooling in self
+
+    def supports_rerank(self) -> bool:
+        return ModelType.Rerank in self
 
 
 class WorkerType(enum.Enum):
@@ -44,6 +61,9 @@ class WorkerType(enum.Enum):
     Prefill = contracts.Role.PREFILL
     Decode = contracts.Role.DECODE
     Encode = contracts.Role.ENCODE
+
+    def __str__(self) -> str:
+        return self.value.value
 
 
 class RouterMode(enum.Enum):
@@ -73,8 +93,11 @@ class ModelRuntimeConfig:
 
     __slots__ = (
         "bootstrap_host", "bootstrap_port", "context_length", "data_parallel_size", "data_parallel_start_rank",
-        "enable_local_indexer", "engine_specific", "max_num_batched_tokens", "max_num_seqs", "reasoning_parser", "runtime_data",
-        "stable_routing_id", "taints", "tensor_model_config", "tool_call_parser", "topology_domains", "total_kv_blocks",
+        "enable_eagle", "enable_local_indexer", "engine_specific", "exclude_tools_when_tool_choice_none",
+        "kv_event_publishing_enabled", "kv_event_source_mode", "kv_state_endpoint", "kv_transfer_domain",
+        "kv_transfer_enforcement", "kv_transfer_preferred_weight", "max_num_batched_tokens", "max_num_seqs", "reasoning_parser", "runtime_data",
+        "stable_routing_id", "structural_tag", "taints", "tensor_model_config", "tokenizer_backend", "tool_call_parser",
+        "topology_domains", "total_kv_blocks",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -87,7 +110,17 @@ class ModelRuntimeConfig:
         self.data_parallel_size = 1
         self.data_parallel_start_rank = 0
         self.enable_local_indexer = True
-        self.taints: list[str] = []
+        self.enable_eagle = False
+        self.exclude_tools_when_tool_choice_none = True
+        self.kv_event_publishing_enabled: bool | None = None
+        self.kv_event_source_mode: str | None = None
+        self.kv_state_endpoint: str | None = None
+        self.kv_transfer_domain: str | None = None
+        self.kv_transfer_enforcement: str | None = None
+        self.kv_transfer_preferred_weight: float | None = None
+        self.tokenizer_backend: str | None = None
+        self.structural_tag: dict[str, Any] | None = None
+        self.taints: Collection[str] = ()
         self.stable_routing_id: str | None = None
         self.topology_domains: dict[str, str] = {}
         self.bootstrap_host: str | None = None
@@ -95,6 +128,12 @@ class ModelRuntimeConfig:
         self.tensor_model_config: Any = None
         self.runtime_data: dict[str, Any] = {}
         self.engine_specific: dict[str, Any] = {}
+
+    def set_structural_tag(self, structural_tag: dict[str, Any] | None) -> None:
+        self.structural_tag = structural_tag
+
+    def set_disaggregated_endpoint(self, bootstrap_host: str | None = None, bootstrap_port: int | None = None) -> None:
+        self.bootstrap_host, self.bootstrap_port = bootstrap_host, bootstrap_port
 
     def set_engine_specific(self, key: str, value: Any) -> None:
         self.engine_specific[key] = value

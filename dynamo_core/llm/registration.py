@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,16 +15,14 @@ from dynamo_core.contracts import Context, ModelCard, ResponseSink
 from dynamo_core.errors import ConfigError, StartupError
 from dynamo_core.llm.model import ModelInput, ModelRuntimeConfig, ModelType, WorkerType, card_types
 from dynamo_core.llm.payload import TokensAdapter
+from dynamo_core.llm.router_config import RouterConfig
 from dynamo_core.runtime import DistributedRuntime
 from dynamo_core.runtime.component import Endpoint
 from dynamo_core.serving.model_folder import ModelFolder
+from dynamo_core.serving.template import ChatTemplate
 from dynamo_core.serving.wire import ModelKey, encode_card
 
 __all__ = ["Registrations", "fetch_model", "register_model", "registrations", "unregister_model", "update_model_taints"]
-
-
-_WITHOUT_EFFECT = frozenset({"ignore_weights", "self_host_metadata", "needs"})
-"""Frontends read the folder themselves, and nobody fetches weights."""
 
 
 class Registrations:
@@ -46,6 +44,11 @@ class Registrations:
     async def unregister(self, endpoint: Endpoint) -> None:
         self._cards.pop(endpoint.path, None)
         await self._runtime.discovery.delete(str(_key(endpoint)))
+
+    def name_at(self, endpoint: Endpoint) -> str | None:
+        """Of the model that is registered there."""
+        card = self._cards.get(endpoint.path)
+        return None if card is None else card.name
 
     async def retaint(self, endpoint: Endpoint, taints: Iterable[str]) -> None:
         card = self._cards.get(endpoint.path)
@@ -76,29 +79,52 @@ async def register_model(
     kv_cache_block_size: int | None = None,
     *,
     worker_type: WorkerType = WorkerType.Aggregated,
+    router_config: RouterConfig | None = None,
     runtime_config: ModelRuntimeConfig | None = None,
+    tensor_model_config: Mapping[str, Any] | None = None,
     user_data: dict[str, Any] | None = None,
+    custom_template_path: str | None = None,
+    media_decoder: Any = None,
+    media_fetcher: Any = None,
     lora_name: str | None = None,
     base_model_path: str | None = None,
-    model_aliases: list[str] | None = None,
-    **other: Any,
+    needs: Sequence[Sequence[WorkerType]] | None = None,
+    self_host_metadata: bool | None = None,
+    ignore_weights: bool = False,
+    max_gpu_lora_count: int | None = None,
+    model_aliases: Sequence[str] | None = None,
+    skip_model_assets: bool = False,
 ) -> None:
     """Tell frontends that ``endpoint`` serves the model whose tokenizer and chat template lie in the folder ``model_path``.
 
     The handler of the endpoint then gets and yields mappings as :mod:`dynamo_core.llm.payload` describes. The model takes
-    requests as soon as the endpoint serves, before or after this call. ``other`` are Dynamo's further arguments: only
-    ``None`` and ``False`` may be given, except for those that mean nothing here. Raises ConfigError and StartupError.
+    requests as soon as the endpoint serves, before or after this call. ``custom_template_path`` is a file with a chat template
+    instead of the folder's; its text travels to the frontends. ``ignore_weights``, ``self_host_metadata``, ``needs`` and
+    ``max_gpu_lora_count`` are accepted and mean nothing: frontends read the folder themselves, and nobody fetches weights.
+    Raises ConfigError, also for what is not done here, and StartupError.
     """
+    del needs, self_host_metadata, ignore_weights, max_gpu_lora_count
     if model_input is not ModelInput.Tokens:
         raise ConfigError(f"ModelInput.{model_input.name} is not served: register with ModelInput.Tokens, and get token ids")
-    given = [name for name, value in other.items() if value is not None and value is not False and name not in _WITHOUT_EFFECT]
+    if router_config is not None:
+        raise ConfigError("register_model does not take router_config: who routes decides, so start the frontend with --router")
+    refused = {
+        "tensor_model_config": tensor_model_config,
+        "media_decoder": media_decoder,
+        "media_fetcher": media_fetcher,
+        "skip_model_assets": skip_model_assets or None,
+    }
+    given = sorted(name for name, value in refused.items() if value is not None)
     if given:
-        raise ConfigError(f"register_model does not take {', '.join(sorted(given))}")
+        raise ConfigError(f"register_model does not take {', '.join(given)}: only text is served, with the model's own tokenizer")
     if (lora_name is None) != (base_model_path is None):
         raise ConfigError("lora_name and base_model_path go together: give both or none")
+    if lora_name is not None and registrations(endpoint.runtime).name_at(endpoint) not in (None, lora_name):
+        raise ConfigError(f"{endpoint.path} serves a model already: serve adapter {lora_name!r} on an endpoint of its own")
     runtime, told = endpoint.runtime, runtime_config or ModelRuntimeConfig()
     await runtime.start()
     folder = await asyncio.to_thread(ModelFolder.load, base_model_path or model_path)
+    template = None if custom_template_path is None else await asyncio.to_thread(_template, custom_template_path)
     name = lora_name or model_name or PurePath(folder.path).name
     limits = [limit for limit in (context_length, told.context_length, folder.context_length) if limit]
     card = ModelCard(
@@ -117,6 +143,7 @@ async def register_model(
         data_parallel_size=told.data_parallel_size,
         taints=tuple(told.taints),
         lora=lora_name,
+        chat_template=template,
         tool_call_parser=told.tool_call_parser,
         reasoning_parser=told.reasoning_parser,
         created=int(time.time()),
@@ -160,6 +187,16 @@ async def fetch_model(remote_name: str, ignore_weights: bool = False) -> str:
     except Exception as error:
         raise StartupError(f"{remote_name} is no folder and could not be downloaded: {error}") from error
     return str(path)
+
+
+def _template(path: str) -> str:
+    try:
+        source = Path(path).expanduser().read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartupError(f"custom_template_path {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    for fault in ChatTemplate(source, {}).faults.values():
+        raise StartupError(f"custom_template_path {path} {fault}")
+    return source
 
 
 def _key(endpoint: Endpoint) -> ModelKey:

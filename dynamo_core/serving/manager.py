@@ -13,7 +13,7 @@ from dynamo_core.contracts import Context, Deleted, Instance, ModelCard, Put, Ro
 from dynamo_core.errors import DynamoError, ModelNotFound, ServiceUnavailable, StartupError
 from dynamo_core.plugins import Compiled, Provider
 from dynamo_core.runtime import Client, DistributedRuntime
-from dynamo_core.serving.model_text import ModelText, hasten, load_model_text
+from dynamo_core.serving.model_text import ModelText, hasten, load_model_text, with_template
 from dynamo_core.serving.replicas import ReplicaSync
 from dynamo_core.serving.router_guard import RouterGuard
 from dynamo_core.serving.served_model import ServedModel
@@ -197,6 +197,8 @@ class ModelManager:
     async def _load(self, card: ModelCard) -> None:
         try:
             text = await asyncio.to_thread(self._load_text, card.path)
+            if card.chat_template is not None:
+                text = await asyncio.to_thread(with_template, text, card.chat_template)
             self._models[card.name] = made = self._make(card, text)
             self.thresholds.apply(made)
         except Exception as error:  # noqa: BLE001  # one broken model must not take the others along

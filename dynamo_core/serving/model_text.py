@@ -18,7 +18,7 @@ from dynamo_core.serving.prompt_pieces import cutting_tokens, proven
 from dynamo_core.serving.template import ChatTemplate
 from dynamo_core.serving.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["ModelText", "hasten", "load_model_text"]
+__all__ = ["ModelText", "hasten", "load_model_text", "with_template"]
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +48,18 @@ def load_model_text(path: Path | str) -> ModelText:
     folder = ModelFolder.load(path)
     tokenizer = load_tokenizer(folder, hastened=folder.tokenizer_json.stat().st_size <= _SOON_LOADED)
     template = ChatTemplate.of(folder)
+    return ModelText(tokenizer, template, folder.eos_token_ids, _cutting(tokenizer, template))
+
+
+def with_template(text: ModelText, source: str) -> ModelText:
+    """The same, with another chat template. Takes some milliseconds."""
+    template = text.template.replaced(source)
+    return msgspec.structs.replace(text, template=template, cutting=_cutting(text.tokenizer, template))
+
+
+def _cutting(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[str, ...]:
     cutting = cutting_tokens(tokenizer.added_tokens, _said_by(template))
-    return ModelText(
-        tokenizer, template, folder.eos_token_ids, proven(cutting, lambda text: tokenizer.encode(text, add_special_tokens=False))
-    )
+    return proven(cutting, lambda text: tokenizer.encode(text, add_special_tokens=False))
 
 
 async def hasten(tokenizer: Tokenizer, model: str) -> None:

@@ -52,6 +52,15 @@ class ChatTemplate:
     def of(cls, folder: ModelFolder) -> ChatTemplate:
         return cls(folder.chat_templates, folder.special_tokens)
 
+    def replaced(self, source: str) -> ChatTemplate:
+        """Another template for the same model."""
+        return ChatTemplate(source, self._special_tokens)
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """By template, what keeps it from being rendered: ``has a syntax error in line 3: …``."""
+        return self._reasons
+
     def __bool__(self) -> bool:
         """Whether there is a template to render with."""
         return bool(self._compiled)

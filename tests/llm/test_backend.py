@@ -381,3 +381,81 @@ async def test_kv_router_keeps_to_taints_and_takes_a_handlers_own_request(stage:
     with pytest.raises(ConfigError, match="register_model before"):
         await llm.update_model_taints(own, ["fast"])
     await router.close()
+
+
+# --- what registrations say --------------------------------------------------------------------------------------------------
+
+
+async def test_a_template_of_ones_own_travels_with_the_card(stage: Stage, tmp_path: Path) -> None:
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for message in messages %}[{{ message.content }}]{% endfor %}{{ bos_token }}")
+    endpoint = await stage.endpoint(Backend().generate)
+    await stage.register(endpoint, custom_template_path=str(template))
+    template.unlink()
+    model = await stage.model()
+    assert model.template.render([{"role": "user", "content": "hi"}], add_generation_prompt=False) == "[hi]<s>"
+    template.write_text("{% for %}")
+    with pytest.raises(StartupError, match=r"own\.jinja has a syntax error in line 1"):
+        await stage.register(endpoint, custom_template_path=str(template))
+    with pytest.raises(StartupError, match=r"nothing\.jinja cannot be read: No such file"):
+        await stage.register(endpoint, custom_template_path=str(tmp_path / "nothing.jinja"))
+
+
+async def test_an_adapter_does_not_take_the_place_of_a_model(stage: Stage) -> None:
+    endpoint = await stage.endpoint(Backend().generate)
+    await stage.register(endpoint, model_aliases=["other-name"])
+    model = await stage.model()
+    assert stage.manager.get("other-name") is model
+    with pytest.raises(ConfigError, match="serve adapter 'poet' on an endpoint of its own"):
+        await stage.register(endpoint, lora_name="poet", base_model_path=stage.folder)
+    own = endpoint.runtime.endpoint("dynamo.poet.generate")
+    stage.tasks.append(asyncio.create_task(own.serve_endpoint(Backend().generate)))
+    for _ in range(2):  # registering again is no clash
+        await stage.register(own, lora_name="poet", base_model_path=stage.folder)
+    await until(lambda: any(model.name == "poet" and model.ready for model in stage.manager.models()))
+    assert stage.manager.get("poet").card.lora == "poet"
+
+
+async def test_every_argument_of_dynamos_is_known(stage: Stage) -> None:
+    endpoint = await stage.endpoint(Backend().generate)
+    config = ModelRuntimeConfig()
+    config.set_disaggregated_endpoint("127.0.0.1", 9)
+    config.set_structural_tag({"a": 1})
+    config.taints = {"fast"}
+    config.kv_transfer_preferred_weight = 0.5
+    assert (config.bootstrap_host, config.bootstrap_port, config.structural_tag) == ("127.0.0.1", 9, {"a": 1})
+    await stage.register(
+        endpoint,
+        worker_type=llm.WorkerType.Aggregated,
+        kv_cache_block_size=16,
+        router_config=None,
+        runtime_config=config,
+        tensor_model_config=None,
+        user_data={"owner": "me"},
+        custom_template_path=None,
+        media_decoder=None,
+        media_fetcher=None,
+        lora_name=None,
+        base_model_path=None,
+        needs=[[llm.WorkerType.Aggregated]],
+        self_host_metadata=True,
+        ignore_weights=True,
+        max_gpu_lora_count=4,
+        model_aliases=None,
+        skip_model_assets=False,
+    )
+    card = (await stage.model()).card
+    assert (card.taints, card.extra["user_data"]) == (("fast",), {"owner": "me"})
+    for refused in ({"router_config": llm.RouterConfig(RouterMode.Random)}, {"skip_model_assets": True}):
+        with pytest.raises(ConfigError, match=next(iter(refused))):
+            await stage.register(endpoint, **refused)
+    with pytest.raises(TypeError, match="custom_template"):
+        await stage.register(endpoint, custom_template="x")
+
+
+def test_types_answer_as_dynamos_do() -> None:
+    both = ModelType.Chat | ModelType.Embedding
+    assert (both.supports_chat(), both.supports_embedding(), both.supports_rerank()) == (True, True, False)
+    assert (ModelType.Classify.supports_classify(), ModelType.Pooling.supports_pooling()) == (True, True)
+    assert (ModelType.Empty | ModelType.Chat) == ModelType.Chat
+    assert str(llm.WorkerType.Prefill) == "prefill"
