@@ -95,7 +95,8 @@ class ModelRuntimeConfig:
         "bootstrap_host", "bootstrap_port", "context_length", "data_parallel_size", "data_parallel_start_rank",
         "enable_eagle", "enable_local_indexer", "engine_specific", "exclude_tools_when_tool_choice_none",
         "kv_event_publishing_enabled", "kv_event_source_mode", "kv_state_endpoint", "kv_transfer_domain",
-        "kv_transfer_enforcement", "kv_transfer_preferred_weight", "max_num_batched_tokens", "max_num_seqs", "reasoning_parser", "runtime_data",
+        "kv_transfer_enforcement", "kv_transfer_preferred_weight",
+        "max_num_batched_tokens", "max_num_seqs", "reasoning_parser", "runtime_data",
         "stable_routing_id", "structural_tag", "taints", "tensor_model_config", "tokenizer_backend", "tool_call_parser",
         "topology_domains", "total_kv_blocks",
     )  # fmt: skip
