@@ -25,11 +25,11 @@ from dynamo_core.config import Settings
 from dynamo_core.contracts import Context, EngineChunk, EngineInfo, EngineRequest, EngineSink
 from dynamo_core.http.admin import Health
 from dynamo_core.http.frontend import Frontend
-from dynamo_core.http.garbage import spare_the_long_lived
 from dynamo_core.plugins import Provider, activate
 from dynamo_core.runtime import DistributedRuntime
 from dynamo_core.runtime.discovery.mem import MemDiscovery
 from dynamo_core.runtime.discovery.table import Table
+from dynamo_core.runtime.garbage import spare_the_long_lived
 from dynamo_core.runtime.logging import configure_dynamo_logging
 from dynamo_core.runtime.planes.inproc import InprocEvents, InprocHub
 from dynamo_core.serving.manager import ModelManager

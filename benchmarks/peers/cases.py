@@ -25,7 +25,7 @@ def _paced(milliseconds: float) -> Engine:
     large to slow decoding."""
     return Engine(
         speedup=1000.0, decode_speedup=_STEP_MS / milliseconds / 1000.0,
-        max_num_seqs=8192, max_num_batched_tokens=1 << 20, blocks=1 << 19,
+        max_num_seqs=1 << 14, max_num_batched_tokens=1 << 20, blocks=1 << 19,
     )  # fmt: skip
 
 
@@ -78,8 +78,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 
     connections: int
     """A stream each."""
-    tokens: tuple[int, int]
-    """An answer's, at least and at most."""
+    source: Callable[[], Source]
     settle: float
     """Seconds after the last was opened."""
     least: float = 0.0
@@ -92,7 +91,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
         seconds = max(seconds, self.least)
         taken: list[dict[str, float]] = []
         memory = {role: resident_mib(pids) for role, pids in server.roles.items()}
-        source = RepeatedPrompts(20, self.tokens, stream=True)
+        source = self.source()
 
         def probe() -> None:
             taken.append({role: cpu_seconds(pids) for role, pids in server.roles.items()})
@@ -235,7 +234,7 @@ def _paced_streams(streams: int) -> Case:
     return Case(
         name=f"paced-{streams}",
         title=f"{streams:,} streams at 30 tokens a second each, 20 words, 300 tokens an answer",
-        load=Held(connections=streams, tokens=(200, 400), settle=3.0, least=5.0),
+        load=Held(connections=streams, source=lambda: RepeatedPrompts(20, (200, 400), stream=True), settle=3.0, least=5.0),
         columns=_PACED,
         engine="paced",
         leave_out=(*_FASTOKENS, *_UNMERGED),
@@ -261,7 +260,7 @@ CASES: Mapping[str, Case] = {
         Case(
             name="idle-10000",
             title="10,000 streams, a token every 10 seconds each",
-            load=Held(connections=10_000, tokens=(20_000, 20_000), settle=12.0, least=20.0),
+            load=Held(connections=10_000, source=lambda: FreshPrompts(20, (3000, 3000), stream=True), settle=12.0, least=20.0),
             columns=_IDLE,
             engine="slow",
             leave_out=(*_FASTOKENS, *_UNMERGED),

@@ -145,7 +145,8 @@ class Ours:
         ]  # fmt: skip
         # A short folder: the path of a Unix socket has at most 107 bytes.
         with tempfile.TemporaryDirectory(prefix="bench") as run, stopping([]) as processes:
-            environment = {"XDG_RUNTIME_DIR": run}
+            # A canary waits for the end of a step, as any request does, and steps may take 10 s.
+            environment = {"XDG_RUNTIME_DIR": run, "DYN_HEALTH_CHECK_REQUEST_TIMEOUT": "60"}
             begun = time.perf_counter()
             processes.append(ServerProcess(command, setting.folder / f"{self.name}.log", environment))
             taken = wait_until_ready(self.name, port, processes, begun)

@@ -15,7 +15,6 @@ from dynamo_core.config import Settings, choose_router
 from dynamo_core.errors import StartupError
 from dynamo_core.http.admin import Health, Peers
 from dynamo_core.http.app import create_app
-from dynamo_core.http.garbage import spare_the_long_lived
 from dynamo_core.http.model_series import ModelCollector
 from dynamo_core.http.observe import FrontendMetrics
 from dynamo_core.http.server import HttpServer
@@ -24,6 +23,8 @@ from dynamo_core.http.tls import check_tls
 from dynamo_core.plugins import Compiled, LoopWatchdog
 from dynamo_core.runtime import DistributedRuntime
 from dynamo_core.runtime.exposition import render
+from dynamo_core.runtime.garbage import spare_the_long_lived
+from dynamo_core.runtime.heap import keep_heap_small
 from dynamo_core.runtime.process import process_runtime
 from dynamo_core.runtime.signals import stop_on_signal
 from dynamo_core.runtime.stores import StoreCollector
@@ -129,6 +130,7 @@ async def run_frontend(
     if stop is None:  # the process is this frontend's
         stop = stop_on_signal()
         spare_the_long_lived()
+        keep_heap_small()
     router = compiled.router(choose_router(settings, compiled))
     check_tls(settings)
     runtime = process_runtime(settings, compiled, status_server=False)

@@ -76,6 +76,7 @@ async def _run(order: Order, control: Control, *, supervised: bool) -> int:
 
 
 async def _run_worker(order: Order, control: Control) -> int:
+    from dynamo_core.runtime.garbage import spare_the_long_lived
     from dynamo_core.runtime.process import process_runtime
     from dynamo_core.serving.worker import EngineWorker
 
@@ -97,6 +98,7 @@ async def _run_worker(order: Order, control: Control) -> int:
         control.stage(f"starting engine {provider.spec.name}")
         if not await _start(worker, stop):
             return 0
+        spare_the_long_lived()
         stack.enter_context(compiled.watchdog())
         for name, order_of in (("sleep", worker.sleep), ("wake", worker.wake)):
             control.answer(name, partial(_obeyed, order_of))
