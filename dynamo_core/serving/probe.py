@@ -6,6 +6,7 @@ compared with the reference for each model, when it is loaded.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ Frame = tuple[tuple[int, ...], tuple[int, ...]]
 class Probe(NamedTuple):
     """What the reference makes of the samples."""
 
-    encodings: list[tuple[str, bool, list[int]]]
+    encodings: list[tuple[str, bool, array[int]]]
     tokens: dict[int, str | None]
 
     @classmethod
@@ -43,7 +44,7 @@ class Probe(NamedTuple):
         tokens = [token for index in range(0, size, size // 500 + 1) if (token := reference.id_to_token(index)) is not None]
         spelt = [token.replace("▁", " ").replace("Ġ", " ") for token in tokens]
         encodings = [
-            (text, add_special_tokens, reference.encode(text, add_special_tokens=add_special_tokens).ids)
+            (text, add_special_tokens, array("I", reference.encode(text, add_special_tokens=add_special_tokens).ids))
             for text in (*SAMPLES, *_around(added_tokens), *spelt, *map("".join, zip(spelt, reversed(spelt), strict=True)))
             for add_special_tokens in (False, True)
         ]
@@ -60,14 +61,14 @@ class Probe(NamedTuple):
         if start is None:
             return None
         before, after = tuple(full[:start]), tuple(full[start + len(bare) :])
-        same = all(framed[text] == [*before, *ids, *after] for text, ids in plain.items())
+        same = all([*framed[text]] == [*before, *ids, *after] for text, ids in plain.items())
         return (before, after) if same else None
 
     def difference(self, candidate: Any) -> str | None:
         """Where the candidate departs from the reference first; ``None`` if nowhere."""
         try:
             for text, add_special_tokens, ids in self.encodings:
-                if candidate.encode(text, add_special_tokens=add_special_tokens).ids != ids:
+                if array("I", candidate.encode(text, add_special_tokens=add_special_tokens).ids) != ids:
                     return f"other ids for {text[:40]!r}"
             for token_id, token in self.tokens.items():
                 if candidate.id_to_token(token_id) != token:

@@ -6,9 +6,11 @@ Exact: pieces are cut only where the tokens of the whole are those of its pieces
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from array import array
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from dynamo_core.serving.prompt_pieces import cut
 from dynamo_core.serving.tokenizer import Tokenizer
@@ -19,6 +21,9 @@ _ENTRY = 250
 """Bytes of an entry besides its text and its ids."""
 _LARGEST = 4
 """No entry takes more than this fraction of a generation."""
+
+_THREADS = 4
+"""At most; each keeps some MB of what it saw. One encodes millions of tokens a second."""
 
 Key = str | tuple[str]
 """A piece, or in a tuple a whole text with what the tokenizer adds at its ends."""
@@ -46,7 +51,7 @@ class PromptEncoder:
     used go first, roughly: a piece that is used moves to the younger of two generations, and the older is dropped as a whole.
     """
 
-    __slots__ = ("_cutting", "_half", "_old", "_tokenizer", "_young", "_young_bytes", "counters")
+    __slots__ = ("_cutting", "_half", "_old", "_threads", "_tokenizer", "_young", "_young_bytes", "counters")
 
     def __init__(self, tokenizer: Tokenizer, cutting: Sequence[str] = (), limit: int = 16 << 20) -> None:
         self._tokenizer = tokenizer
@@ -55,6 +60,8 @@ class PromptEncoder:
         self._young: dict[Key, array[int]] = {}
         self._old: dict[Key, array[int]] = {}
         self._young_bytes = 0
+        self._threads = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="tokenizer")
+        """Started when they are needed, ended with this object."""
         self.counters = PromptCacheCounters()
 
     def encode(self, text: str, add_special_tokens: bool = True) -> array[int]:
@@ -68,7 +75,9 @@ class PromptEncoder:
         prompts = [self._look_up(text, add_special_tokens) for text in texts]
         if sum(prompt.missing_length for prompt in prompts) > self._tokenizer.loop_characters:
             encode = self._tokenizer.encode_batch
-            encoded = await asyncio.to_thread(lambda: [encode(prompt.missing, prompt.special) for prompt in prompts])
+            encoded = await asyncio.get_running_loop().run_in_executor(
+                self._threads, lambda: [encode(prompt.missing, prompt.special) for prompt in prompts]
+            )
             for prompt, lists in zip(prompts, encoded, strict=True):
                 self._learn(prompt, lists)
         else:

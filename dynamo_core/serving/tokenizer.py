@@ -7,7 +7,6 @@ decoding needs neither, but the strings of the ids seen.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import tokenizers
 
 from dynamo_core.errors import InvalidRequest, StartupError
+from dynamo_core.runtime.heap import return_free_memory
 from dynamo_core.serving.detokenizer import Detokenizer, make_detokenizer
 from dynamo_core.serving.model_folder import AddedToken, ModelFolder
 from dynamo_core.serving.probe import SAMPLES, Probe
@@ -87,7 +87,7 @@ class Tokenizer:
         path, reference, probe = untried
         del untried
         fast, obstacle = _load_fast(path)
-        _return_free_memory()
+        return_free_memory()
         if fast is not None:
             obstacle = probe.difference(fast)
         if obstacle is not None:
@@ -101,7 +101,7 @@ class Tokenizer:
                     break
                 time.sleep(0.01)
         del reference
-        _return_free_memory()
+        return_free_memory()
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Costs 0.2 µs a token with fastokens, 1.2 µs without. Special tokens that the text spells out count as such."""
@@ -150,7 +150,7 @@ def load_tokenizer(folder: ModelFolder, *, hastened: bool = True) -> Tokenizer:
         raise StartupError(
             f"{str(folder.tokenizer_json)!r} is not a tokenizer: {error}; fetch the model's files again"
         ) from error
-    _return_free_memory()
+    return_free_memory()
     size = max([reference.get_vocab_size(), *(token.id + 1 for token in header.added_tokens)])
     special = [reference.token_to_id(token.content) for token in header.added_tokens if token.special]
     vocabulary = Vocabulary(
@@ -208,11 +208,3 @@ def _empty(reference: tokenizers.Tokenizer) -> None:
         trainer = model.get_trainer()
         trainer.show_progress = False
         reference.train([], trainer)
-
-
-def _return_free_memory() -> None:
-    """Give back to the system what loading left unused: 200 of 350 MB with 262,144 tokens. Only glibc has it and needs it."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):
-        return
