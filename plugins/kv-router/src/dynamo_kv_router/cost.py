@@ -140,7 +140,9 @@ def costs(
     result: list[float] = []
     add = result.append
     for place, busy_until, crowd, load, room, drain, stay, (y1, y2, y3) in rows:
-        wait = overhead_ms + abs(busy_until - now) if busy_until else overhead_ms
+        wait = overhead_ms
+        if busy_until:
+            wait += busy_until - now if busy_until > now else now - busy_until
         if tokens > room:
             wait += min((tokens - room) * drain, stay)
         add(wait + new[place] * token_ms * (affinity + crowd + y1 * f1 + y2 * f2 + y3 * f3) + token_ms * load)
