@@ -69,14 +69,14 @@ class Context:
         """Of the innermost span that runs here, 16 hexadecimal digits; ``None`` without one."""
         return self._spans[-1].span_id if self._spans else None
 
-    def start_span(self, name: str, attributes: Mapping[str, Any] | None = None) -> Span:
+    def start_span(self, name: str, attrs: Mapping[str, Any] | None = None) -> Span:
         """A part of the work, within the one that runs; ``with context.start_span("look up"):`` ends it. Requests that get this
         context, or its ``trace_headers``, meanwhile belong to it. Without a trace it begins one."""
         if self._spans is None:
             self._spans = []
         before = self.trace_headers.get("traceparent")
         trace_id = self.trace_id or secrets.token_hex(16)
-        span = Span(name, trace_id, self.span_id or self._traceparent(2, 16), attributes, lambda span: self._ended(span, before))
+        span = Span(name, trace_id, self.span_id or self._traceparent(2, 16), attrs, lambda span: self._ended(span, before))
         self._spans.append(span)
         flags = before.rpartition("-")[2] if before else "01"
         self.trace_headers["traceparent"] = f"00-{trace_id}-{span.span_id}-{flags}"

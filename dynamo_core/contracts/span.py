@@ -44,8 +44,8 @@ class Span:
     def set_attribute(self, key: str, value: Any) -> None:
         self.attributes[key] = value
 
-    def add_event(self, name: str, attributes: Mapping[str, Any] | None = None) -> None:
-        self.events.append((time.perf_counter() - self._began, name, dict(attributes or {})))
+    def add_event(self, name: str, attrs: Mapping[str, Any] | None = None) -> None:
+        self.events.append((time.perf_counter() - self._began, name, dict(attrs or {})))
 
     def set_status(self, status: str, description: str | None = None) -> None:
         """``ok`` or ``error``, and why."""
@@ -64,6 +64,10 @@ class Span:
                 "span %s took %.1f ms, status %s, trace %s, span %s, parent %s %s%s",
                 self.name, milliseconds, self.status, self.trace_id, self.span_id, self.parent_span_id, self.attributes, events,
             )  # fmt: skip
+
+    def close(self) -> None:
+        """:meth:`end`, in Dynamo's word."""
+        self.end()
 
     def __enter__(self) -> Self:
         return self

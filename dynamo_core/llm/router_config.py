@@ -61,8 +61,8 @@ class _Setting:
         self._key = key
         self._default = default
 
-    def __get__(self, config: KvRouterConfig, _: type) -> float:
-        value: float = config.get(self._key, self._default)
+    def __get__(self, config: KvRouterConfig | None, _: type) -> float:
+        value: float = self._default if config is None else config.get(self._key, self._default)
         return value
 
     def __set__(self, config: KvRouterConfig, value: float) -> None:

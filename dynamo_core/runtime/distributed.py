@@ -41,9 +41,9 @@ class DistributedRuntime:
     Each is named (a provider among ``compiled``, else the plugin of that name is activated) or given as an object, which is how
     several runtimes of one process share a store or a hub. The constructor does no I/O: the first of
     :meth:`start`, :meth:`Endpoint.serve` and :meth:`Endpoint.client` starts everything. ``run_dir`` is a private folder for
-    sockets, made and removed here if not given. ``loop``, a boolean ``request_plane``, ``enable_nats`` and ``response_plane`` are
-    accepted for code written for Dynamo and mean nothing. ``blocking_threads`` run handlers that are plain functions. ``system``
-    is the host and port of a status server (:mod:`dynamo_core.runtime.system`); without it there is none.
+    sockets, made and removed here if not given. ``loop`` or ``event_loop``, a boolean ``request_plane``, ``enable_nats`` and
+    ``response_plane`` are accepted for code written for Dynamo and mean nothing. ``blocking_threads`` run handlers that are plain
+    functions. ``system`` is the host and port of a status server (:mod:`dynamo_core.runtime.system`); without it there is none.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class DistributedRuntime:
         request_plane: str | bool | RequestPlane = "tcp",
         enable_nats: bool | None = None,
         *,
+        event_loop: asyncio.AbstractEventLoop | None = None,
         response_plane: str | None = None,
         event_plane: str | EventPlane = "zmq",
         namespace: str = "dynamo",
@@ -64,7 +65,7 @@ class DistributedRuntime:
         blocking_threads: int = 16,
         system: tuple[str, int] | None = None,
     ) -> None:
-        del loop, enable_nats, response_plane
+        del loop, event_loop, enable_nats, response_plane
         self.instance_id = secrets.randbelow((1 << 53) - 1) + 1
         self.default_namespace = namespace
         self.grace = grace
@@ -157,10 +158,10 @@ class DistributedRuntime:
     async def wake(self) -> None:
         await asyncio.gather(*(served.resume("asleep") for served in self._served))
 
-    def set_health_status(self, healthy: bool) -> asyncio.Task[None]:
+    def set_health_status(self, ready: bool) -> asyncio.Task[None]:
         """Tell routers whether to choose this process: an unhealthy one is out of discovery until it says otherwise. Awaiting it
         is optional."""
-        self.healthy = healthy
+        self.healthy = ready
         task = asyncio.create_task(self._tell_health())
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
@@ -170,10 +171,10 @@ class DistributedRuntime:
         for served in tuple(self._served):
             await (served.resume("unhealthy") if self.healthy else served.suspend("unhealthy"))
 
-    def register_engine_route(self, name: str, function: EngineRoute) -> None:
-        """Have ``/engine/NAME`` of the status server answer with what ``await function(body)`` gives; both are JSON objects.
+    def register_engine_route(self, route_name: str, callback: EngineRoute) -> None:
+        """Have ``/engine/NAME`` of the status server answer with what ``await callback(body)`` gives; both are JSON objects.
         Without ``DYN_SYSTEM_PORT`` nobody can ask."""
-        self.engine_routes[name.strip("/")] = function
+        self.engine_routes[route_name.strip("/")] = callback
 
     def endpoints_served(self) -> tuple[Served, ...]:
         """What this process serves, draining endpoints among them."""
