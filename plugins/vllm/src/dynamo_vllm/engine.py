@@ -37,6 +37,7 @@ from dynamo_vllm.core_output import CoreOutput
 from dynamo_vllm.kv_events import KvEventFeed
 from dynamo_vllm.metrics import SchedulerReading, vllm_metrics
 from dynamo_vllm.sampling import SamplingMapper, invalid
+from dynamo_vllm.steps import shorten
 from dynamo_vllm.stream import Stream
 
 __all__ = ["TRIED_VERSIONS", "VllmEngine"]
@@ -55,7 +56,7 @@ class VllmEngine:
     """A :class:`~dynamo_core.contracts.StepEngine` on vLLM's ``AsyncLLM``. Owned by one event loop; ``metrics`` is thread-safe.
 
     The engine core runs in a process of its own. Requests enter by vLLM's input processor and leave by its output processor, in
-    which each of our streams stands as the collector of its sequence.
+    which each of our streams stands as the collector of its sequence; plain tokens take a shorter way (:mod:`dynamo_vllm.steps`).
     """
 
     def __init__(self, _config: Any, context: EngineContext) -> None:
@@ -333,6 +334,7 @@ class VllmEngine:
         _log_through_ours()
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         version = _version()
@@ -342,14 +344,21 @@ class VllmEngine:
         arguments = engine_arguments(AsyncEngineArgs, self._context, addresses, cpu=cpu)
         self._change(environment(self._context, arguments, cpu=cpu, output=output, verbose=verbose))
         try:
-            config = AsyncEngineArgs(**arguments).create_engine_config()
+            # By this vLLM chooses how many sequences and tokens make a batch: on a large GPU 1024 and 8192 for a server, and 128
+            # and 2048 if it is not told.
+            config = AsyncEngineArgs(**arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
         except Exception as error:
             raise StartupError(f"vLLM does not accept its arguments: {one_sentence(error)}") from error
         if self._stopping:
             raise StartupError("vLLM was stopped while it started.")
         _log_through_ours()  # importing vLLM and making a configuration set its own handlers, and so does starting the engine
         self._others = frozenset(child.pid for child in multiprocessing.active_children())
+        # No name of this frame may hold it: exceptions that vLLM's imports caught keep the frame.
         self._made = AsyncLLM.from_vllm_config(config, stat_loggers=[self._reading])
+        if not shorten(self._made):
+            _log.info(
+                "vLLM %s is not built as the tried ones are; its output processor makes the long way of every token", version
+            )
         _log_through_ours()
 
     async def _warm_up(self) -> None:

@@ -39,10 +39,10 @@ class Stream:
     __slots__ = (
         "_logprobs",
         "_owner",
-        "_plain",
         "_sink",
         "_stops",
         "done",
+        "plain",
         "prefilling",
         "prompt_tokens",
         "request_id",
@@ -60,7 +60,15 @@ class Stream:
         self._owner = owner
         self._logprobs = request.logprobs
         self._stops = frozenset(request.stop.stop_token_ids)
-        self._plain = False
+        self.plain = False
+        """An output that has tokens and nothing else may be given to :meth:`tokens` instead of :meth:`put`."""
+
+    def tokens(self, token_ids: Sequence[int]) -> None:
+        """The tokens of a step, and the sequence goes on."""
+        if len(token_ids) == 1:
+            self._sink.token(token_ids[0])
+        elif token_ids:
+            self._sink.chunk(EngineChunk(tuple(token_ids)))
 
     def put(self, output: Any) -> None:
         """``output`` is a vLLM ``RequestOutput`` with the tokens of this step, or what went wrong."""
@@ -72,11 +80,8 @@ class Stream:
         completion = output.outputs[0]
         token_ids: Sequence[int] = completion.token_ids
         finish = completion.finish_reason
-        if self._plain and finish is None:
-            if len(token_ids) == 1:
-                self._sink.token(token_ids[0])
-            elif token_ids:
-                self._sink.chunk(EngineChunk(tuple(token_ids)))
+        if self.plain and finish is None:
+            self.tokens(token_ids)
             return
         self._put_rich(output, completion, token_ids, finish)
 
@@ -85,7 +90,7 @@ class Stream:
         if self.prefilling and (token_ids or finish is not None):
             cached = output.num_cached_tokens
             self.prefilling = False
-            self._plain = self._logprobs is None
+            self.plain = self._logprobs is None
             self._owner.first_token(self)
         if finish is None and not token_ids:
             return
@@ -120,6 +125,7 @@ class Stream:
 
     def _end(self, chunk: EngineChunk) -> None:
         self.done = True
+        self.plain = False
         if self.unregister is not None:
             self.unregister()
         self._owner.ended(self)
