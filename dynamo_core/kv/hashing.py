@@ -5,9 +5,9 @@
 The seed is 1337, to which a LoRA adapter adds ``xxh3_64(name, 0)`` and a cache salt ``xxh3_64(salt, seed so far)``,
 so that neither adapters nor tenants share blocks.
 
-A block of 16 tokens costs about 0.16 µs for its block hash (0.06 of that to make bytes of a list of ids) and 0.1 µs more for its
-sequence hash. :class:`PromptHashes` computes no more of them than someone looks at, and with a :class:`HashCache` those of a
-prefix that was seen before are looked up, 16 blocks at a time.
+A block of 16 tokens costs about 0.06 µs for its block hash (0.12 if its ids are in a list, of which bytes are made) and 0.1 µs
+more for its sequence hash. :class:`PromptHashes` computes no more of them than someone looks at, and with a :class:`HashCache`
+those of a prefix that was seen before are looked up, 16 blocks at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain as joined
 from itertools import repeat
-from struct import Struct
+from struct import Struct, iter_unpack
 
 from xxhash import xxh3_64_intdigest
 
@@ -36,6 +36,8 @@ __all__ = [
 SEED = 1337
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
+_UNPACKED = 16
+"""Blocks made into objects at once: a tuple for each costs as much as hashing it."""
 _pair = Struct("<QQ").pack
 _WORD = next(code for code in "IL" if array(code).itemsize == 4)
 
@@ -84,8 +86,10 @@ def block_hashes(token_ids: Sequence[int], block_size: int, *, lora: str | None 
 
 
 def _digests(data: memoryview, block_size: int, seed: int) -> list[int]:
-    """Of a whole number of blocks. One pass in C: nothing is done in Python for each block."""
-    blocks = joined.from_iterable(Struct(f"{4 * block_size}s").iter_unpack(data))
+    """Of a whole number of blocks. Passes in C: nothing is done in Python for each block."""
+    block = f"{4 * block_size}s"
+    whole = len(data) - len(data) % (4 * block_size * _UNPACKED)
+    blocks = joined.from_iterable(joined(iter_unpack(block * _UNPACKED, data[:whole]), iter_unpack(block, data[whole:])))
     return list(map(xxh3_64_intdigest, blocks, repeat(seed)))
 
 

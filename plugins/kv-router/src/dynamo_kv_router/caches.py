@@ -31,6 +31,8 @@ class Overlap(NamedTuple):
     """What is left to compute, blocks of slower tiers counted as the share of that which they cost; at least one token."""
     device: list[int]
     """Those of the blocks that are in the device's own memory."""
+    most: int
+    """The greatest of the blocks."""
 
 
 class Caches:
@@ -67,7 +69,9 @@ class Caches:
         owners, size = self._owners, self._block_size
         blocks = [0] * len(places)
         rest = [tokens] * len(places)
+        most = 0
         for match in self._index.match(prompt):
+            most = match.blocks
             left = max(1, tokens - match.blocks * size)
             for slot in slots_of(match.slots):
                 at = owners[slot].place
@@ -77,9 +81,10 @@ class Caches:
             at = promise.place.place
             if at < len(places) and places[at] is promise.place and promise.blocks > blocks[at]:
                 blocks[at] = promise.blocks
+                most = max(most, promise.blocks)
                 rest[at] = max(1, tokens - promise.blocks * size)
         if not self._slow.held:
-            return Overlap(blocks, rest, blocks)
+            return Overlap(blocks, rest, blocks, most)
         device = blocks.copy()
         for place in self._slow.held:
             at = place.place
@@ -87,7 +92,7 @@ class Caches:
             blocks[at] += host + disk
             saved = host * self._config.router_host_cache_hit_weight + disk * self._config.router_disk_cache_hit_weight
             rest[at] = max(1, rest[at] - round(saved * size))
-        return Overlap(blocks, rest, device)
+        return Overlap(blocks, rest, device, max(blocks, default=0))
 
     def tiers(self, prompt: PromptHashes, places: Sequence[PlaceLoad]) -> list[tuple[int, int, int]]:
         """By place: leading blocks on the device, and further ones in the host's memory and on disk. What is only promised does
@@ -123,7 +128,7 @@ class Caches:
     def found(self, prompt: PromptHashes, overlap: Overlap) -> None:
         """The prompt was compared with all caches. Nothing is learned where they are only assumed."""
         if not self._assumed:
-            self.scarcity.observe(prompt, max(overlap.blocks))
+            self.scarcity.observe(prompt, overlap.most)
 
     def computed(self, key: Hashable, now: float) -> None:
         """Its first token came: from here on events say what there is, or a while later."""

@@ -20,12 +20,12 @@ class Chooser:
     def __init__(self, seed: int) -> None:
         self._lots = random.Random(seed)
 
-    def choose(self, price: Sequence[float], candidates: Sequence[PlaceLoad], temperature: float) -> int:
-        """The position of the chosen one in both lists."""
-        least = min(price)
+    def choose(self, price: Sequence[float], ranked: Sequence[float], candidates: Sequence[PlaceLoad], temperature: float) -> int:
+        """The position of the chosen one in both lists. ``ranked``: the prices, lowest first."""
+        least = ranked[0]
         if temperature > 0:
             return self._draw(price, least, temperature)
-        if price.count(least) == 1:
+        if len(ranked) == 1 or ranked[1] != least:
             return price.index(least)
         # Those to which a request was sent longest ago come first: idle workers take turns.
         return min(
@@ -40,14 +40,15 @@ class Chooser:
         return self._lots.choices(range(len(price)), shares)[0]
 
 
-def explain(price: Sequence[float], candidates: Sequence[PlaceLoad], blocks: Sequence[int], chosen: int) -> dict[str, Any]:
+def explain(
+    price: Sequence[float], ranked: Sequence[float], candidates: Sequence[PlaceLoad], blocks: Sequence[int], chosen: int
+) -> dict[str, Any]:
     """The chosen worker and the cheapest three, with what speaks for them."""
-    rest = list(price)
     best: list[dict[str, Any]] = []
-    for _ in range(min(_EXPLAINED, len(rest))):
-        cost = min(rest)
-        i = rest.index(cost)
-        rest[i] = math.inf
+    i, before = -1, -math.inf
+    for cost in ranked[:_EXPLAINED]:
+        i = price.index(cost, i + 1 if cost == before else 0)
+        before = cost
         place = candidates[i]
         shown = {"worker": place.id, "cost_ms": cost, "overlap_blocks": blocks[place.place], "requests": place.requests}
         if place.several:

@@ -145,7 +145,12 @@ def costs(
             wait += busy_until - now if busy_until > now else now - busy_until
         if tokens > room:
             wait += min((tokens - room) * drain, stay)
-        add(wait + new[place] * token_ms * (affinity + crowd + y1 * f1 + y2 * f2 + y3 * f3) + token_ms * load)
+        times = affinity + crowd
+        if y1 or y2 or y3:  # there are streams; half of the arithmetic
+            times += y1 * f1
+            times += y2 * f2
+            times += y3 * f3
+        add(wait + new[place] * token_ms * times + token_ms * load)
     return result
 
 

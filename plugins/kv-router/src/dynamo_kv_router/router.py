@@ -88,7 +88,7 @@ class KvRouter:
 
     def select(self, requests: Sequence[RouteRequest], workers: Mapping[int, WorkerView]) -> Sequence[Decision]:
         books = self._books
-        if workers.keys() - books.workers:
+        if not workers.keys() <= books.workers:
             for worker in workers.values():
                 self.worker_added(worker)
         if not self._complete:
@@ -178,8 +178,9 @@ class KvRouter:
         price = costs(rows, priced, tokens, books.clock, books.speed, self._affinity(config))
         if request.hints.preferred_taints:
             price = preferred(price, candidates, request.hints.preferred_taints)
-        chosen = self._chooser.choose(price, candidates, config.router_temperature)
-        return _Choice(candidates[chosen], prompt, overlap, explain(price, candidates, overlap.blocks, chosen))
+        ranked = sorted(price)  # faster than looking for the least of so many more than once
+        chosen = self._chooser.choose(price, ranked, candidates, config.router_temperature)
+        return _Choice(candidates[chosen], prompt, overlap, explain(price, ranked, candidates, overlap.blocks, chosen))
 
     def _affinity(self, config: KvRouterConfig) -> float:
         """A cached prompt saves its time and, where room in the caches is scarce, what it would push out elsewhere."""
