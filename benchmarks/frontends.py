@@ -2,7 +2,7 @@
 
 For each number of frontends in turn, with two mocker workers and no simulated delay: tokens a second of the whole system and
 CPU time a token, what share of the connections each frontend got, and whether they route alike: prompts are sent through one
-frontend, and another one is asked at once where it would send the conversation's next turn.
+frontend, and another one is asked where it would send the conversation's next turn: at once, and 50 ms later.
 
 More frontends need more cores: where frontends, workers and the load share two, they win nothing. CPU a token holds elsewhere.
 """
@@ -35,6 +35,7 @@ __all__ = ["Link", "links_by_frontend", "main"]
 _TOKENS = 128
 _BLOCK = 16
 _PROMPTS = 64
+_MOMENT_SECONDS = 0.05
 _ACCEPT_SECONDS = 20.0
 
 
@@ -90,47 +91,56 @@ class Round(NamedTuple):
 
 
 def measure(server: Running, connections: int, seconds: float) -> Round:
-    shares: list[float] = []
+    counts: list[int] = []
+    over = threading.Event()
 
     def count() -> None:
-        counts = [len(accepted(pid, server.port)) for pid in server.roles["frontend"]]
-        shares.extend(sorted(one / max(1, sum(counts)) for one in counts))
+        """The load's thread lets this one run when it likes: the first sight of all connections counts, or the fullest."""
+        while sum(counts) < connections and not over.wait(0.05):
+            seen = [len(accepted(pid, server.port)) for pid in server.roles["frontend"]]
+            if sum(seen) > sum(counts):
+                counts[:] = seen
 
-    timer = threading.Timer(seconds / 2, count)
+    counting = threading.Thread(target=count)
     before = {role: cpu_seconds(pids) for role, pids in server.roles.items()}
-    timer.start()
-    made = ClosedLoop(server.port, RepeatedPrompts(20, (_TOKENS, _TOKENS), stream=True), connections).run(seconds)
-    timer.join()
+    counting.start()
+    try:
+        made = ClosedLoop(server.port, RepeatedPrompts(20, (_TOKENS, _TOKENS), stream=True), connections).run(seconds)
+    finally:
+        over.set()
+        counting.join()
+    shares = sorted(one / max(1, sum(counts)) for one in counts)
     tokens = max(1, made.completed) * _TOKENS
     spent = {role: (cpu_seconds(pids) - before[role]) / tokens * 1e6 for role, pids in server.roles.items()}
     return Round(made.completed * _TOKENS / made.seconds, spent["frontend"], spent["worker"], shares, made.failed)
 
 
-def agreement(server: Running) -> tuple[float, int]:
-    """The share of first turns whose next one another frontend would send to the same worker, and how many workers these were."""
+def agreement(server: Running) -> tuple[float, float]:
+    """Of how many first turns another frontend would send the next one to the same worker: asked at once, and a moment later."""
     shares = [links for links in links_by_frontend(server.port, server.roles["frontend"], 32).values() if links]
     if len(shares) < 2:
-        return 1.0, 0
-    alike, workers = 0, set()
+        return 1.0, 1.0
+    at_once = later = 0
     for number in range(_PROMPTS):
         first, then = shares[number % len(shares)], shares[(number + 1) % len(shares)]
-        prompt = [3 + (number * 7919 + place * 31 + place * place) % 1500 for place in range(12 * _BLOCK + 1)]
+        prompt = [3 + (number * 7919 + place * 31 + place * place) % 600 for place in range(12 * _BLOCK + 1)]
         _, (worker,) = first[number % len(first)].ask(prompt[: 8 * _BLOCK])
-        workers.add(worker)
-        alike += then[number % len(then)].would_go(prompt)[0] == worker
+        at_once += then[number % len(then)].would_go(prompt)[0] == worker
+        time.sleep(_MOMENT_SECONDS)
+        later += then[number % len(then)].would_go(prompt)[0] == worker
     for links in shares:
         for link in links:
             link.close()
-    return alike / _PROMPTS, len(workers)
+    return at_once / _PROMPTS, later / _PROMPTS
 
 
 _COLUMNS = (
     "frontends", "tokens/s", "frontends, µs CPU a token", "workers", "least share of connections",
-    "same worker for the next turn", "failed",
+    "same worker for the next turn, at once and 50 ms later", "failed",
 )  # fmt: skip
 
 
-def _report(rounds: Mapping[int, Sequence[Round]], alike: Mapping[int, tuple[float, int]], connections: int) -> None:
+def _report(rounds: Mapping[int, Sequence[Round]], alike: Mapping[int, tuple[float, float]], connections: int) -> None:
     print(f"python -m benchmarks.frontends {' '.join(sys.argv[1:])}")
     print(f"{platform.platform()}, Python {platform.python_version()}; {connections} connections, medians of the rounds\n")
     print(f"| {' | '.join(_COLUMNS)} |\n{'|---' * len(_COLUMNS)}|")
@@ -141,7 +151,7 @@ def _report(rounds: Mapping[int, Sequence[Round]], alike: Mapping[int, tuple[flo
             f"{statistics.median(one.frontend_us for one in made):.1f}",
             f"{statistics.median(one.worker_us for one in made):.1f}",
             f"{statistics.median(one.shares[0] for one in made):.0%}",
-            f"{alike[number][0]:.0%} (of {alike[number][1]} workers)" if number > 1 else "",
+            f"{alike[number][0]:.0%}, {alike[number][1]:.0%}" if number > 1 else "",
             f"{sum(one.failed for one in made)}",
         )
         print(f"| {' | '.join(cells)} |")
@@ -157,7 +167,7 @@ def main() -> int:
     options = parser.parse_args()
     numbers: list[int] = options.frontends or [1, 2]
     rounds: dict[int, list[Round]] = {number: [] for number in numbers}
-    alike: dict[int, tuple[float, int]] = {}
+    alike: dict[int, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or make_tiny_model(Path(folder) / "tiny", weights=False)
         setting = Setting(model=model, engine=ENGINES["instant"], peers=Path(folder), folder=Path(folder))

@@ -125,7 +125,8 @@ class Starting(msgspec.Struct, frozen=True, kw_only=True):
     def measure(self, server: Running, seconds: float) -> Values:
         values = {"completed": 1.0, "failed": 0.0, "start_s": server.start_seconds}
         values |= {f"rss_mib.{role}": resident_mib(pids) for role, pids in server.roles.items()}
-        for words, connections in ((500, self.connections), (4000, 8)):
+        long = 800 if self.small_model else 4000  # the small model's context has 4,096 tokens
+        for words, connections in ((500, self.connections), (long, 8)):
             made = ClosedLoop(server.port, FreshPrompts(words, (32, 32), stream=True), connections).run(seconds)
             values["failed"] += made.failed
         values |= {f"rss_loaded_mib.{role}": resident_mib(pids) for role, pids in server.roles.items()}
