@@ -43,6 +43,11 @@ class Column(msgspec.Struct, frozen=True):
     """In the table of ratios, too; the first column of a case always is."""
 
 
+def _tell(server: Running, failed: int, why: str) -> None:
+    if failed:
+        print(f"  {server.name}: {failed} failed; the first: {why or 'no text came'}", flush=True)
+
+
 class Closed(msgspec.Struct, frozen=True, kw_only=True):
     """Connections that ask again at once; costs are a unit's: a token's of streams, a request's of others."""
 
@@ -59,6 +64,7 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True):
         source = self.source()
         before = {role: cpu_seconds(pids) for role, pids in server.roles.items()}
         made = ClosedLoop(server.port, source, self.connections).run(seconds)
+        _tell(server, made.failed, made.why_failed)
         units = max(1, made.completed) * self.unit
         values = {
             "completed": made.completed, "failed": made.failed, "seconds": made.seconds,
@@ -98,6 +104,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
             taken.append({role: resident_mib(pids) for role, pids in server.roles.items()})
 
         made = HeldStreams(server.port, source, self.connections).run(self.settle, seconds, probe)
+        _tell(server, made.failed, made.why_failed)
         gaps, jitter = made.gaps.percentiles_ms(0.5, 0.99, 0.999), made.gaps.jitter_ms(0.5, 0.99, 0.999)
         values = {
             "completed": made.open, "failed": made.failed, "seconds": made.seconds, "per_s": made.events / made.seconds,
@@ -128,6 +135,7 @@ class Starting(msgspec.Struct, frozen=True, kw_only=True):
         long = 800 if self.small_model else 4000  # the small model's context has 4,096 tokens
         for words, connections in ((500, self.connections), (long, 8)):
             made = ClosedLoop(server.port, FreshPrompts(words, (32, 32), stream=True), connections).run(seconds)
+            _tell(server, made.failed, made.why_failed)
             values["failed"] += made.failed
         values |= {f"rss_loaded_mib.{role}": resident_mib(pids) for role, pids in server.roles.items()}
         return values
