@@ -7,7 +7,7 @@ compared with the reference for each model, when it is loaded.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dynamo_core.serving.model_folder import AddedToken
@@ -64,14 +64,14 @@ class Probe(NamedTuple):
         same = all([*framed[text]] == [*before, *ids, *after] for text, ids in plain.items())
         return (before, after) if same else None
 
-    def difference(self, candidate: Any) -> str | None:
-        """Where the candidate departs from the reference first; ``None`` if nowhere."""
+    def difference(self, encode: Callable[[str, bool], array[int]], token_of: Callable[[int], str | None]) -> str | None:
+        """Where another encoder departs from the reference first; ``None`` if nowhere."""
         try:
             for text, add_special_tokens, ids in self.encodings:
-                if array("I", candidate.encode(text, add_special_tokens=add_special_tokens).ids) != ids:
+                if encode(text, add_special_tokens) != ids:
                     return f"other ids for {text[:40]!r}"
             for token_id, token in self.tokens.items():
-                if candidate.id_to_token(token_id) != token:
+                if token_of(token_id) != token:
                     return f"another string for id {token_id}"
         except Exception as error:  # noqa: BLE001 - whatever it cannot do, the reference can
             return f"{type(error).__name__}: {error}"

@@ -9,7 +9,7 @@ import asyncio
 import os
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from dynamo_core.serving.prompt_pieces import cut
@@ -74,12 +74,12 @@ class PromptEncoder:
         """As :meth:`encode`; in a thread if what is not known would hold the event loop up for long."""
         prompts = [self._look_up(text, add_special_tokens) for text in texts]
         if sum(prompt.missing_length for prompt in prompts) > self._tokenizer.loop_characters:
-            encode = self._tokenizer.encode_batch
+            pack = self._tokenizer.pack_all
             encoded = await asyncio.get_running_loop().run_in_executor(
-                self._threads, lambda: [encode(prompt.missing, prompt.special) for prompt in prompts]
+                self._threads, lambda: [pack(prompt.missing, prompt.special) for prompt in prompts]
             )
-            for prompt, lists in zip(prompts, encoded, strict=True):
-                self._learn(prompt, lists)
+            for prompt, learnt in zip(prompts, encoded, strict=True):
+                self._learn(prompt, learnt)
         else:
             for prompt in prompts:
                 self._encode(prompt)
@@ -110,16 +110,14 @@ class PromptEncoder:
 
     def _encode(self, prompt: _Prompt) -> None:
         if prompt.missing:
-            self._learn(prompt, [self._tokenizer.encode(piece, prompt.special) for piece in prompt.missing])
+            self._learn(prompt, [self._tokenizer.pack(piece, prompt.special) for piece in prompt.missing])
 
-    def _learn(self, prompt: _Prompt, lists: Sequence[list[int]]) -> None:
+    def _learn(self, prompt: _Prompt, learnt: Iterable[array[int]]) -> None:
         found = prompt.found
-        learnt = iter(lists)
+        learnt = iter(learnt)
         for index, piece in enumerate(prompt.pieces):
             if found[index] is None:
-                ids = array("I")
-                ids.fromlist(next(learnt))  # a third faster than array("I", ids)
-                found[index] = ids
+                found[index] = ids = next(learnt)
                 self.counters.encoded_tokens += len(ids)
                 self._keep((piece,) if prompt.special else piece, ids)
 

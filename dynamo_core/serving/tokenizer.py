@@ -7,9 +7,11 @@ decoding needs neither, but the strings of the ids seen.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,6 +35,10 @@ _PATIENCE = 500
 """How often a thread that still encodes with the reference is waited for, 10 ms each time."""
 
 
+_One = Callable[[str, bool], "array[int]"]
+_Batch = Callable[[Sequence[str], bool], "list[array[int]]"]
+
+
 class _Untried(NamedTuple):
     """A tokenizer's way to become faster."""
 
@@ -45,7 +51,7 @@ class Tokenizer:
     """One model's tokenizer. ``encode`` may be called from any thread, the rest from the event loop's."""
 
     __slots__ = (
-        "_encode", "_encode_batch", "_untried", "_vocabulary", "added_tokens", "backend", "frame", "loop_characters", "token_id",
+        "_batch", "_one", "_untried", "_vocabulary", "added_tokens", "backend", "frame", "loop_characters", "token_id",
         "vocab_size",
     )  # fmt: skip
 
@@ -62,9 +68,8 @@ class Tokenizer:
     def _use(self, backend: Literal["fastokens", "tokenizers"], encoder: Any) -> None:
         """Whatever encodes at this moment does so with the one before: both give the same ids."""
         self.backend = backend
-        self._encode: Callable[..., Any] = encoder.encode
-        self._encode_batch: Callable[..., Any] = getattr(encoder, "encode_batch_fast", encoder.encode_batch)
-        self.loop_characters = _characters_a_millisecond(encoder)
+        self._one, self._batch = (_flat if backend == "fastokens" else _listed)(encoder)
+        self.loop_characters = _characters_a_millisecond(self._one)
         """Text that is longer takes more than about a millisecond to encode here: better in a thread."""
         self.token_id: Callable[[str], int | None] = encoder.token_to_id
         """The id of a token's string."""
@@ -89,7 +94,7 @@ class Tokenizer:
         fast, obstacle = _load_fast(path)
         return_free_memory()
         if fast is not None:
-            obstacle = probe.difference(fast)
+            obstacle = _obstacle(probe, fast)
         if obstacle is not None:
             _log.info("%s is encoded with tokenizers instead of fastokens: %s", path, obstacle)
             del fast
@@ -104,17 +109,20 @@ class Tokenizer:
         return_free_memory()
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """As :meth:`pack`."""
+        return self.pack(text, add_special_tokens).tolist()
+
+    def pack(self, text: str, add_special_tokens: bool = True) -> array[int]:
         """Costs 0.2 µs a token with fastokens, 1.2 µs without. Special tokens that the text spells out count as such."""
         try:
-            ids: list[int] = self._encode(text, add_special_tokens=add_special_tokens).ids
+            return self._one(text, add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:  # what either library raises for it
             raise InvalidRequest("the text holds half of a surrogate pair, which is no character", param="messages") from error
-        return ids
 
-    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """As :meth:`encode`. Other threads run meanwhile, which :meth:`encode` does not allow; costs 20 µs more."""
+    def pack_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[array[int]]:
+        """As :meth:`pack`, and other threads run meanwhile whichever library it is."""
         try:
-            return [encoding.ids for encoding in self._encode_batch(list(texts), add_special_tokens=add_special_tokens)]
+            return self._batch(texts, add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise InvalidRequest("the text holds half of a surrogate pair, which is no character", param="messages") from error
 
@@ -187,13 +195,61 @@ def _load_fast(path: Path) -> tuple[Any, str | None]:
     return tokenizer, None
 
 
-def _characters_a_millisecond(encoder: Any) -> int:
+def _obstacle(probe: Probe, fast: Any) -> str | None:
+    """Why it cannot be used; ``None`` if it can."""
+    try:
+        encode, batch = _flat(fast)
+        several = [text for text, special, _ in probe.encodings if special]
+        if batch(several, True) != [ids for _, special, ids in probe.encodings if special]:
+            return "other ids for several texts at once"
+    except Exception as error:  # noqa: BLE001 - whatever it cannot do, the reference can
+        return f"{type(error).__name__}: {error}"
+    return probe.difference(encode, fast.id_to_token)
+
+
+def _flat(encoder: Any) -> tuple[_One, _Batch]:
+    """fastokens' ids as bytes: a seventh faster than as a list, for which it would make and keep 8 MB of integers besides."""
+    encode = encoder.encode_batch_flat
+
+    def one(text: str, special: bool) -> array[int]:
+        ids = array("I")
+        ids.frombytes(encode([text], add_special_tokens=special)[0])
+        return ids
+
+    def batch(texts: Sequence[str], special: bool) -> list[array[int]]:
+        data, bounds = encode(list(texts), add_special_tokens=special)
+        ids = array("I")
+        ids.frombytes(data)
+        return [ids[start:end] for start, end in itertools.pairwise(array("Q", bounds))]
+
+    return one, batch
+
+
+def _listed(encoder: Any) -> tuple[_One, _Batch]:
+    encode, encode_batch = encoder.encode, encoder.encode_batch_fast
+
+    def one(text: str, special: bool) -> array[int]:
+        return _packed(encode(text, add_special_tokens=special).ids)
+
+    def batch(texts: Sequence[str], special: bool) -> list[array[int]]:
+        return [_packed(encoding.ids) for encoding in encode_batch(list(texts), add_special_tokens=special)]
+
+    return one, batch
+
+
+def _packed(token_ids: list[int]) -> array[int]:
+    ids = array("I")
+    ids.fromlist(token_ids)  # a third faster than array("I", token_ids)
+    return ids
+
+
+def _characters_a_millisecond(encode: _One) -> int:
     """Of prose. The samples, being repeated, go through about twice as fast."""
     text = "".join(SAMPLES)
     seconds = []
     for _ in range(3):
         begun = time.perf_counter()
-        encoder.encode(text, add_special_tokens=False)
+        encode(text, False)
         seconds.append(time.perf_counter() - begun)
     return max(_LEAST_CHARACTERS, int(len(text) / min(seconds) / 2000))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -101,14 +102,14 @@ class PlayedModel:
         self.ready = True
         self.workers: dict[int, Any] = {}
 
-        def encode(text: str, special: bool = True) -> list[int]:
-            return [1] * special + [ord(character) for character in text]
+        def pack(text: str, special: bool = True) -> array[int]:
+            return array("I", [1] * special + [ord(character) for character in text])
 
         self.tokenizer: Any = SimpleNamespace(
             vocab_size=1_114_112,
             decode=lambda ids, skip=True: "".join(map(chr, ids)),
-            encode=encode,
-            encode_batch=lambda texts, special=True: [encode(text, special) for text in texts],
+            pack=pack,
+            pack_all=lambda texts, special=True: [pack(text, special) for text in texts],
             frame=((1,), ()),
             loop_characters=10_000,
         )

@@ -226,16 +226,16 @@ async def test_a_long_prompt_is_tokenized_off_the_event_loop(running: Any) -> No
     threads: list[bool] = []
     tokenizer = running.model.tokenizer
 
-    def noting(encode: Any, *arguments: Any) -> Any:
+    def noting(pack: Any, *arguments: Any) -> Any:
         try:
             asyncio.get_running_loop()
             threads.append(False)
         except RuntimeError:
             threads.append(True)
-        return encode(*arguments)
+        return pack(*arguments)
 
-    tokenizer.encode = functools.partial(noting, tokenizer.encode)
-    tokenizer.encode_batch = functools.partial(noting, tokenizer.encode_batch)
+    tokenizer.pack = functools.partial(noting, tokenizer.pack)
+    tokenizer.pack_all = functools.partial(noting, tokenizer.pack_all)
     running.model.script = lambda played: played.say("x")
     running.model.card = running.model.card.__class__(name="m", path="/", context_length=100_000)
     await running.chat(messages=[{"role": "user", "content": "a" * 20_000}], max_tokens=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -164,8 +165,8 @@ class Letters:
     vocab_size = 2000
     frame = ((), ())
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [ord(letter) for letter in text]
+    def pack(self, text: str, add_special_tokens: bool = True) -> array[int]:
+        return array("I", [ord(letter) for letter in text])
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         detokenizer = self.detokenizer(skip_special_tokens, ())

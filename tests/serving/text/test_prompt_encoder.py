@@ -144,7 +144,7 @@ def test_half_a_surrogate_pair_is_the_clients_mistake(model_path: ModelPath) -> 
     with pytest.raises(InvalidRequest, match="half of a surrogate pair"):
         encoder.encode("a\ud800")
     with pytest.raises(InvalidRequest, match="half of a surrogate pair"):
-        tokenizer.encode_batch(["a\ud800"])
+        tokenizer.pack_all(["a\ud800"])
 
 
 class Watched:
@@ -154,13 +154,13 @@ class Watched:
         self._tokenizer = tokenizer
         self.loop_characters = loop_characters
         self.frame = tokenizer.frame
-        self.encode = tokenizer.encode
+        self.pack = tokenizer.pack
         self.turns = 0
         self.turns_meanwhile: list[int] = []
 
-    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+    def pack_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[array[int]]:
         before = self.turns
-        ids = self._tokenizer.encode_batch(texts, add_special_tokens)
+        ids = self._tokenizer.pack_all(texts, add_special_tokens)
         self.turns_meanwhile.append(self.turns - before)
         return ids
 

@@ -41,8 +41,9 @@ def test_tokenizers_encodes_what_fastokens_does_not_know(model_path: ModelPath, 
     assert tokenizer.encode("The quick brown fox") == reference.encode("The quick brown fox").ids
 
 
+@pytest.mark.parametrize("with_several", [False, True])
 def test_a_fastokens_that_gives_other_ids_is_not_used(
-    model_path: ModelPath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model_path: ModelPath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, with_several: bool
 ) -> None:
     fastokens = pytest.importorskip("fastokens")
     from_file = fastokens.Tokenizer.from_file
@@ -56,8 +57,9 @@ def test_a_fastokens_that_gives_other_ids_is_not_used(
         def __getattr__(self, name: str) -> object:
             return getattr(self._tokenizer, name)
 
-        def encode(self, text: str, add_special_tokens: bool = False) -> object:
-            return self._tokenizer.encode(text.replace("\t", " "), add_special_tokens=add_special_tokens)  # type: ignore[attr-defined]
+        def encode_batch_flat(self, texts: list[str], add_special_tokens: bool = False) -> Any:
+            texts = [text.replace("\t", " ") if with_several is (len(texts) > 1) else text for text in texts]
+            return self._tokenizer.encode_batch_flat(texts, add_special_tokens=add_special_tokens)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(fastokens, "Tokenizer", Careless)
     with caplog.at_level(logging.INFO):
@@ -80,7 +82,7 @@ def test_texts_that_are_encoded_while_the_encoder_changes_have_the_same_ids(mode
         rounds = 0
         while rounds < 20:
             rounds += changed.is_set()
-            ids = [tokenizer.encode(text) for text in texts] if one else tokenizer.encode_batch(texts)
+            ids = [tokenizer.encode(text) for text in texts] if one else [ids.tolist() for ids in tokenizer.pack_all(texts)]
             names = [tokenizer.token_id("<s>"), tokenizer.decode(ids[1])]
             if ids != expected or names != [1, texts[1]]:
                 wrong.append((ids, names))
@@ -94,9 +96,9 @@ def test_texts_that_are_encoded_while_the_encoder_changes_have_the_same_ids(mode
         thread.join()
     assert not wrong
     assert (tokenizer.backend, tokenizer.hastens) == ("fastokens", False)
-    encoder = tokenizer._encode
+    one = tokenizer._one
     tokenizer.hasten()
-    assert tokenizer._encode is encoder
+    assert tokenizer._one is one
 
 
 @pytest.mark.parametrize("in_use", [True, False])
