@@ -226,7 +226,7 @@ def test_a_server_that_hangs_is_cut_off_and_named_and_the_others_are_measured(li
         def serve() -> None:
             good.settimeout(0.05)
             while not stop.is_set():
-                with contextlib.suppress(TimeoutError):
+                with contextlib.suppress(OSError):
                     link, _ = good.accept()
                     with link:
                         while link.recv(1 << 16):
@@ -237,7 +237,7 @@ def test_a_server_that_hangs_is_cut_off_and_named_and_the_others_are_measured(li
         try:
             for name, port in (("dynamo", listener.getsockname()[1]), ("dynamo-core", good.getsockname()[1])):
                 monkeypatch.setitem(SERVERS, name, Stand(name, port))
-            monkeypatch.setattr(Closed, "limit", lambda _self, _seconds: 0.5)
+            monkeypatch.setattr(Closed, "limit", lambda _self, _seconds: 4.0)
             load = Closed(connections=1, source=lambda: RepeatedPrompts(20, (1, 1), stream=False))
             case = msgspec.structs.replace(CASES["unary-20-repeated"], load=load)
             run = Run(
@@ -248,7 +248,7 @@ def test_a_server_that_hangs_is_cut_off_and_named_and_the_others_are_measured(li
             stop.set()
             server.join()
     assert [(one.server, one.round) for one in run.measurements] == [("dynamo-core", 0), ("dynamo-core", 1)]
-    assert run.left_out == {"dynamo/unary-20-repeated": "dynamo in unary-20-repeated: cut after 0 s"}
+    assert run.left_out == {"dynamo/unary-20-repeated": "dynamo in unary-20-repeated: cut after 4 s"}
 
 
 def test_a_case_that_needs_more_open_files_than_allowed_is_named(monkeypatch, tmp_path):
