@@ -108,6 +108,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
         gaps, jitter = made.gaps.percentiles_ms(0.5, 0.99, 0.999), made.gaps.jitter_ms(0.5, 0.99, 0.999)
         values = {
             "completed": made.open, "failed": made.failed, "seconds": made.seconds, "per_s": made.events / made.seconds,
+            "tokens_a_read": made.events / max(1, made.reads),
             "gap_p50_ms": gaps[0], "gap_p99_ms": gaps[1], "gap_p999_ms": gaps[2],
             "jitter_p50_ms": jitter[0], "jitter_p99_ms": jitter[1], "jitter_p999_ms": jitter[2],
             "cpu_us.load": made.cpu_seconds / max(1, made.events) * 1e6,
@@ -181,6 +182,7 @@ _PACED = (
     Column("cpu_us.worker", "workers, µs CPU a token", headline=True),
     Column("core_percent.frontend", "% of a core", compared=False),
     Column("per_s", "tokens/s", 0, higher_is_better=True),
+    Column("tokens_a_read", "tokens a read", compared=False),
     Column("gap_p50_ms", "gap p50, ms", compared=False),
     Column("jitter_p50_ms", "jitter p50, ms"),
     Column("jitter_p99_ms", "jitter p99, ms", headline=True),

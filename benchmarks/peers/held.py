@@ -64,6 +64,8 @@ class Observed(NamedTuple):
     """Streams that had text and were not broken off."""
     failed: int
     events: int
+    reads: int
+    """Reads that had some."""
     seconds: float
     cpu_seconds: float
     """Of the load itself."""
@@ -80,7 +82,7 @@ class HeldStreams:
         self._count = connections
         self._poller = select.epoll(connections)
         self._links: dict[int, Connection] = {}
-        self._events = self._failed = 0
+        self._events = self._reads = self._failed = 0
         self._begun: set[int] = set()
         self._why = ""
 
@@ -107,13 +109,13 @@ class HeldStreams:
         for link in self._links.values():
             link.last = 0.0
         probe()
-        self._events, cpu, begun = 0, time.process_time(), time.perf_counter()
+        self._events, self._reads, cpu, begun = 0, 0, time.process_time(), time.perf_counter()
         self._watch(begun + seconds, gaps)
         ended, spent = time.perf_counter(), time.process_time() - cpu
         probe()
         streaming = len(self._begun & self._links.keys())
         self._failed += len(self._links) - streaming
-        return Observed(streaming, self._failed, self._events, ended - begun, spent, gaps, self._why)
+        return Observed(streaming, self._failed, self._events, self._reads, ended - begun, spent, gaps, self._why)
 
     def _watch(self, until: float, gaps: Gaps | None) -> None:
         """Reads at least once, however late it is."""
@@ -132,6 +134,7 @@ class HeldStreams:
                 if news:
                     self._begun.add(link.fd)
                     self._events += news
+                    self._reads += 1
                     if gaps is not None and link.last:
                         gaps.add(now - link.last)
                         if news > 1:
