@@ -153,7 +153,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.slow
 async def test_a_dead_engine_core_is_fatal_at_once_and_ends_its_streams(program: Program) -> None:
-    await program.start(max_model_len=4096)
+    process = await program.start(max_model_len=4096)
     (core,) = (await program.line())["core"]
     os.kill(core, signal.SIGKILL)
     async with asyncio.timeout(10):
@@ -164,6 +164,8 @@ async def test_a_dead_engine_core_is_fatal_at_once_and_ends_its_streams(program:
         assert await program.line() == {"event": "refused", "error": "EngineShutdown"}
     async with asyncio.timeout(30):
         assert await program.line() == {"event": "stopped", "left": []}
+        await process.wait()
+    assert "AsyncLLM.__del__" not in program.stderr(), "something kept vLLM's engine to the interpreter's end"
 
 
 @pytest.mark.slow
@@ -217,3 +219,24 @@ async def test_arguments_that_vllm_refuses_are_one_sentence(
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, ConfigError) == ("has no engine argument" in str(caught.value))
     await engine.stop()
+
+
+async def test_vllm_plans_its_batches_as_for_its_own_server(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not told what for, it takes an eighth of the sequences and a quarter of the tokens on a large GPU."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    asked: list[object] = []
+
+    def plan(_self: AsyncEngineArgs, context: object = None) -> None:
+        asked.append(context)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(AsyncEngineArgs, "create_engine_config", plan)
+    engine = VllmEngine(None, EngineContext(model_path=str(tiny_model), model_name="t", worker_id=1, run_dir=str(tmp_path)))
+    with pytest.raises(StartupError, match="enough"):
+        await engine.start()
+    await engine.stop()
+    assert asked == [UsageContext.OPENAI_API_SERVER]
