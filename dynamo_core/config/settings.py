@@ -71,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     circuit_breaker_failures: Annotated[int, setting("Failures in a row after which a worker is left out for a while; 0 never does that.", "DYN_CIRCUIT_BREAKER_FAILURES", flag="", ge=0)] = 5
     circuit_breaker_secs: Annotated[float, setting("How long a worker is left out before it is tried again; doubles up to twelve times that.", "DYN_CIRCUIT_BREAKER_SECS", "DYN_RUNTIME_INHIBITED_DURATION_SECS", flag="", gt=0)] = 5.0
     health_check_enabled: Annotated[bool, setting("Send canary requests to idle endpoints that have a health check payload.", "DYN_HEALTH_CHECK_ENABLED", flag="")] = True
-    canary_wait_secs: Annotated[float, setting("Time without a completed request after which a canary is due.", "DYN_CANARY_WAIT_TIME", flag="", gt=0)] = 10.0
+    canary_wait_secs: Annotated[float, setting("Time without any item of a response after which a canary is due.", "DYN_CANARY_WAIT_TIME", flag="", gt=0)] = 10.0
     health_check_timeout_secs: Annotated[float, setting("Time that an endpoint has to answer a canary.", "DYN_HEALTH_CHECK_REQUEST_TIMEOUT", flag="", gt=0)] = 3.0
     runtime_max_blocking_threads: Annotated[int, setting("Threads for handlers that block.", "DYN_RUNTIME_MAX_BLOCKING_THREADS", flag="", ge=1, le=4096)] = 16
     runtime_num_worker_threads: Annotated[Count | None, setting("Accepted and without effect: streams are served by one event loop a process; start more processes instead.", "DYN_RUNTIME_NUM_WORKER_THREADS", flag="")] = None

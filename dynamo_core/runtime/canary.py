@@ -24,29 +24,44 @@ _AGAIN_SECONDS = 1.0
 """At most, between two canaries of an instance that has failed one."""
 
 
+_LOOKS = 4
+"""For items of responses, in the time after which a canary is due."""
+
+
 class CanarySettings(msgspec.Struct, frozen=True, kw_only=True):
     enabled: bool = True
     wait: float = 10.0
-    """Seconds without a completed request after which a canary is due."""
+    """Seconds without any item of a response after which a canary is due."""
     timeout: float = 3.0
     """Seconds that it may take to its first item."""
 
 
 class Pulse:
-    """When an endpoint last completed a request."""
+    """Signs of an endpoint's life: requests that ended, and items of those that run."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.at = self._loop.time()
+        """When it last showed one, as far as was looked."""
+        self.moved = False
+        """An item left since somebody looked. A flag and no time, because it is set for every token."""
 
     def beat(self) -> None:
         self.at = self._loop.time()
 
+    def look(self) -> bool:
+        """Whether an item left since the last look, which then counts as a beat."""
+        moved, self.moved = self.moved, False
+        if moved:
+            self.beat()
+        return moved
+
     def watching(self, handler: RequestHandler) -> RequestHandler:
-        """``handler``, with an eye on its ends; costs nothing an item."""
+        """``handler``, with an eye on its responses. A canary's own items are no sign of other requests' life."""
 
         def handle(request: Any, context: Context, sink: ResponseSink) -> None:
-            handler(request, context, _WatchedSink(sink, self))
+            canary = context.metadata.get("canary", False)
+            handler(request, context, sink if canary else _WatchedSink(sink, self))
 
         return handle
 
@@ -57,8 +72,14 @@ class _WatchedSink:
     def __init__(self, sink: ResponseSink, pulse: Pulse) -> None:
         self._sink = sink
         self._pulse = pulse
-        self.item = sink.item
         self.ready = sink.ready
+        put = sink.item
+
+        def item(value: Any) -> None:
+            pulse.moved = True
+            put(value)
+
+        self.item = item
 
     def end(self) -> None:
         self._pulse.beat()
@@ -69,10 +90,11 @@ class _WatchedSink:
 
 
 class Canary:
-    """Sends ``payload`` to the instance through its own request plane whenever no request was completed for a while.
+    """Sends ``payload`` to the instance through its own request plane whenever nothing came from it for a while.
 
     An instance that answers with an error, or with nothing in time, is taken out of discovery; the next canary that it answers
-    lets it back in. It is the only one that decides about this reason.
+    lets it back in. It is the only one that decides about this reason. A canary that waits behind other requests says nothing
+    about an instance that answers those: while their items leave, its silence is no failure.
     """
 
     reason = "canary"
@@ -98,14 +120,14 @@ class Canary:
                 self._pulse.beat()  # nobody expects an answer, and the next is due a whole wait after the waking
                 await asyncio.sleep(min(_AGAIN_SECONDS, self._settings.wait))
                 continue
-            if self.healthy:
-                rest = self._pulse.at + self._settings.wait - loop.time()
+            if not self.healthy:
+                await asyncio.sleep(min(_AGAIN_SECONDS, self._settings.wait))
             else:
-                rest = min(_AGAIN_SECONDS, self._settings.wait)
-            if rest > 0:
-                await asyncio.sleep(rest)
-                if self.healthy:
-                    continue  # requests may have come in the meantime
+                self._pulse.look()
+                rest = self._pulse.at + self._settings.wait - loop.time()
+                if rest > 0:
+                    await asyncio.sleep(min(rest, self._settings.wait / _LOOKS))
+                    continue
             failure = await self._failure()
             if self._over():
                 return
@@ -143,7 +165,7 @@ class Canary:
                 async for _ in stream:
                     break
         except TimeoutError:
-            return f"nothing within {self._settings.timeout:g} s"
+            return None if self._pulse.look() else f"nothing within {self._settings.timeout:g} s"
         except DynamoError as error:
             return error.message
         finally:

@@ -89,6 +89,42 @@ async def test_traffic_makes_canaries_superfluous(pair: Any) -> None:
     await asyncio.gather(serving, return_exceptions=True)
 
 
+async def test_canaries_that_wait_behind_running_requests_take_nobody_out(pair: Any, caplog: pytest.LogCaptureFixture) -> None:
+    server, caller = pair
+    running, full = asyncio.Event(), asyncio.Event()
+    canaries = 0
+
+    async def generate(request: Any) -> AsyncIterator[int]:
+        nonlocal canaries
+        if request == "canary" and running.is_set():
+            canaries += 1
+            await full.wait()
+        while request == "long":
+            running.set()
+            yield 0
+            await asyncio.sleep(OFTEN.wait * (0.1 if not slow else 2))
+        yield 1
+
+    slow = False
+    serving = asyncio.create_task(server.endpoint(PATH).serve_endpoint(generate, health_check_payload="canary"))
+    client = await caller.endpoint(PATH).client()
+    await client.wait_for_instances(20)
+    stream = client.generate("long")
+    async with asyncio.timeout(20):
+        for _ in range(40):  # items come all the time: no canary is needed
+            await anext(stream)
+        assert canaries == 0
+        slow = True
+        while canaries < 3:  # items come less often than canaries, but they come
+            await anext(stream)
+    assert client.instance_ids() == [server.instance_id]
+    assert "failed its canary" not in caplog.text
+    await stream.aclose()
+    await until(lambda: not client.instance_ids())  # nothing moves any more, and the canary still waits
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
 async def test_without_a_payload_or_with_canaries_off_none_is_sent(pair: Any, tmp_path: Path) -> None:
     server, _ = pair
     served = await server.endpoint(PATH).serve(lambda request, context, sink: sink.end())
