@@ -7,7 +7,6 @@ decoding needs neither, but the strings of the ids seen.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import sys
 import time
@@ -94,7 +93,7 @@ class Tokenizer:
         fast, obstacle = _load_fast(path)
         return_free_memory()
         if fast is not None:
-            obstacle = _obstacle(probe, fast)
+            obstacle = probe.difference(_flat(fast)[0], fast.id_to_token)
         if obstacle is not None:
             _log.info("%s is encoded with tokenizers instead of fastokens: %s", path, obstacle)
             del fast
@@ -195,18 +194,6 @@ def _load_fast(path: Path) -> tuple[Any, str | None]:
     return tokenizer, None
 
 
-def _obstacle(probe: Probe, fast: Any) -> str | None:
-    """Why it cannot be used; ``None`` if it can."""
-    try:
-        encode, batch = _flat(fast)
-        several = [text for text, special, _ in probe.encodings if special]
-        if batch(several, True) != [ids for _, special, ids in probe.encodings if special]:
-            return "other ids for several texts at once"
-    except Exception as error:  # noqa: BLE001 - whatever it cannot do, the reference can
-        return f"{type(error).__name__}: {error}"
-    return probe.difference(encode, fast.id_to_token)
-
-
 def _flat(encoder: Any) -> tuple[_One, _Batch]:
     """fastokens' ids as bytes: a seventh faster than as a list, for which it would make and keep 8 MB of integers besides."""
     encode = encoder.encode_batch_flat
@@ -217,10 +204,7 @@ def _flat(encoder: Any) -> tuple[_One, _Batch]:
         return ids
 
     def batch(texts: Sequence[str], special: bool) -> list[array[int]]:
-        data, bounds = encode(list(texts), add_special_tokens=special)
-        ids = array("I")
-        ids.frombytes(data)
-        return [ids[start:end] for start, end in itertools.pairwise(array("Q", bounds))]
+        return [one(text, special) for text in texts]  # several long ones at once make it keep 32 MB for good
 
     return one, batch
 
