@@ -8,7 +8,7 @@ import msgspec
 
 from benchmarks.peers.held import OPENING_SECONDS, HeldStreams
 from benchmarks.peers.load import GRACE_SECONDS, ClosedLoop, Source, percentile
-from benchmarks.peers.processes import cpu_seconds, resident_mib
+from benchmarks.peers.processes import cpu_seconds, peak_mib, resident_mib, settle
 from benchmarks.peers.prompts import Conversations, FreshPrompts, RepeatedPrompts
 from benchmarks.peers.servers import PROXIES, Engine, Running
 
@@ -121,17 +121,23 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
         return values
 
 
+_SETTLE_SECONDS = 20.0
+"""For what a server loads after its first answer."""
+
+
 class Starting(msgspec.Struct, frozen=True, kw_only=True):
-    """The start itself, each round anew: time to the first answer, resident memory then and after some load."""
+    """The start itself, each round anew: time to the first answer, resident memory when nothing more is loaded and after some
+    load, and the most there was on the way."""
 
     small_model: bool
     connections: int = 256
 
     def limit(self, seconds: float) -> float:
-        return 2 * (seconds + GRACE_SECONDS) + 15.0
+        return 2 * (seconds + GRACE_SECONDS) + 15.0 + _SETTLE_SECONDS
 
     def measure(self, server: Running, seconds: float) -> Values:
         values = {"completed": 1.0, "failed": 0.0, "start_s": server.start_seconds}
+        settle((pid for pids in server.roles.values() for pid in pids), most=_SETTLE_SECONDS)
         values |= {f"rss_mib.{role}": resident_mib(pids) for role, pids in server.roles.items()}
         long = 800 if self.small_model else 4000  # the small model's context has 4,096 tokens
         for words, connections in ((500, self.connections), (long, 8)):
@@ -139,6 +145,7 @@ class Starting(msgspec.Struct, frozen=True, kw_only=True):
             _tell(server, made.failed, made.why_failed)
             values["failed"] += made.failed
         values |= {f"rss_loaded_mib.{role}": resident_mib(pids) for role, pids in server.roles.items()}
+        values |= {f"peak_mib.{role}": peak_mib(pids) for role, pids in server.roles.items()}
         return values
 
 
@@ -197,6 +204,7 @@ _START = (
     Column("start_s", "start to first answer, s", 2),
     Column("rss_mib.frontend", "frontend resident, MiB", 0, headline=True),
     Column("rss_loaded_mib.frontend", "after load, MiB", 0, headline=True),
+    Column("peak_mib.frontend", "at its peak, MiB", 0),
     Column("rss_loaded_mib.worker", "workers after load, MiB", 0),
 )
 

@@ -7,13 +7,15 @@ import ctypes
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["ServerProcess", "accepted", "cpu_seconds", "resident_mib", "tree"]
+__all__ = ["ServerProcess", "accepted", "cpu_seconds", "peak_mib", "resident_mib", "settle", "tree"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _STOP_SECONDS = 20.0
+_LOOK_SECONDS = 1.0
 
 
 def tree(pid: int) -> list[int]:
@@ -32,9 +34,27 @@ def cpu_seconds(roots: Iterable[int]) -> float:
     return sum(map(_cpu_seconds, {pid for root in roots for pid in tree(root)}))
 
 
+def settle(roots: Iterable[int], share: float = 0.1, most: float = 30.0) -> float:
+    """Wait until the trees take less than ``share`` of a core: what goes on after the first answer is done (a second tokenizer,
+    caches being filled). Returns the seconds that took, at the most ``most``."""
+    roots, begun = tuple(roots), time.monotonic()
+    spent = cpu_seconds(roots)
+    while (waited := time.monotonic() - begun) < most:
+        time.sleep(_LOOK_SECONDS)
+        before, spent = spent, cpu_seconds(roots)
+        if spent - before < share * _LOOK_SECONDS:
+            break
+    return waited
+
+
 def resident_mib(roots: Iterable[int]) -> float:
     """VmRSS of the trees: pages that two processes share count twice."""
-    return sum(map(_resident_kib, {pid for root in roots for pid in tree(root)})) / 1024
+    return sum(_kib(pid, "VmRSS:") for pid in {pid for root in roots for pid in tree(root)}) / 1024
+
+
+def peak_mib(roots: Iterable[int]) -> float:
+    """The most that each process of the trees ever had resident, added up."""
+    return sum(_kib(pid, "VmHWM:") for pid in {pid for root in roots for pid in tree(root)}) / 1024
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -45,9 +65,9 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def _resident_kib(pid: int) -> int:
+def _kib(pid: int, name: str) -> int:
     try:
-        _, found, rest = Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")
+        _, found, rest = Path(f"/proc/{pid}/status").read_text().partition(name)
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return int(rest.split()[0]) if found else 0

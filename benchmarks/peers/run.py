@@ -14,6 +14,7 @@ import msgspec
 
 from benchmarks.peers.cases import ENGINES, Case, Closed, Starting, Values
 from benchmarks.peers.limits import TooLong, allow_files, within
+from benchmarks.peers.processes import settle
 from benchmarks.peers.results import Measurement
 from benchmarks.peers.servers import BACKENDS, SERVERS, NotStarted, Running, Setting, answers
 
@@ -67,6 +68,7 @@ class Run:
     def _together(self, cases: Sequence[Case], names: Sequence[str], setting: Setting) -> None:
         with contextlib.ExitStack() as stack:
             running = list(self._started(stack, names, setting))
+            settle(pid for server in running for pids in server.roles.values() for pid in pids)
             for case in cases:
                 print(f"\n{case.name}: {case.title}", flush=True)
                 for server in running:
