@@ -64,7 +64,7 @@ def plainly_priced(row: LoadRow, new: float, tokens: int, clock: Clock, speed: P
     room = min((tokens - row.room) * row.drain, row.stay) if tokens > row.room else 0.0
     (y1, y2, y3), (f1, f2, f3) = row.youth, clock.fading
     own = new * speed.token_ms
-    return wait + room + own * (affinity + row.crowd + y1 * f1 + y2 * f2 + y3 * f3) + speed.token_ms * row.load
+    return wait + room + own * (affinity + row.crowd + y1 * f1 + y2 * f2 + y3 * f3) + 0.0024 * row.load
 
 
 loads = st.lists(st.tuples(st.integers(1, 20_000), st.integers(0, 3)), max_size=6)
@@ -91,7 +91,7 @@ def test_every_place_has_the_price_of_the_formula_to_the_last_bit(
     clock.tick(clock.now + lots.random() * 1000)
     new = [lots.randrange(1, tokens + 2) for _ in fleet]
     rows = [place.row(weights, 1.0, 500.0) for place in made]
-    assert costs(rows, new, tokens, clock, speed, 2.5) == [
+    assert costs(rows, new, tokens, clock, speed, 2.5, 0.0024) == [
         plainly_priced(row, new[row.place], tokens, clock, speed, 2.5) for row in rows
     ]
 

@@ -10,6 +10,7 @@ from dynamo_kv_router.load import PlaceLoad
 from dynamo_kv_router.speed import FadingMean, PrefillSpeed
 
 WEIGHTS = Weights()
+RUNNING_MS = 0.0024
 CARD = ModelCard(name="m", path="", block_size=16, total_kv_blocks=1000)
 
 
@@ -30,12 +31,12 @@ def test_the_cost_is_the_formula() -> None:
     clock.tick(270.0)
     row, tokens, new, w = load.row(WEIGHTS, 1.0, 500.0), 1000, 360, WEIGHTS
     own = new * speed.token_ms
-    (cost,) = costs([row], [new], tokens, clock, speed, w.affinity)
+    (cost,) = costs([row], [new], tokens, clock, speed, w.affinity, RUNNING_MS)
     wait = speed.overhead_ms + 270 - 90  # its last prompt should have been done at 50 + 40
     age = clock.youth(50.0)
     young = 1 + sum(a * f for a, f in zip(age, clock.fading, strict=True))
-    decode = speed.token_ms * 5000
-    assert cost == pytest.approx(wait + own * (w.affinity + w.crowd * 2 + w.youth * young) + w.decode * decode)
+    decode = RUNNING_MS * 5000
+    assert cost == pytest.approx(wait + own * (w.affinity + w.crowd * 2 + w.youth * young) + decode)
 
 
 def test_ages_survive_the_reference_time_moving() -> None:
@@ -67,7 +68,7 @@ def test_around_the_time_when_a_worker_should_be_done_it_is_never_cheaper_than_a
     before = None
     for now in range(1, 150):
         clock.tick(float(now))
-        idle_cost, busy_cost = costs(rows, [1.0, 1.0], 100, clock, speed, WEIGHTS.affinity)
+        idle_cost, busy_cost = costs(rows, [1.0, 1.0], 100, clock, speed, WEIGHTS.affinity, RUNNING_MS)
         assert busy_cost >= idle_cost
         assert before is None or abs(busy_cost - before) < 1.01, "and it does not jump"
         before = busy_cost
@@ -80,7 +81,7 @@ def test_an_overdue_worker_gets_dearer() -> None:
     prices = []
     for now in (10.0, 50.0, 5000.0):
         clock.tick(now)
-        prices += costs([load.row(WEIGHTS, 1.0, 500.0)], [1.0], 100, clock, speed, WEIGHTS.affinity)
+        prices += costs([load.row(WEIGHTS, 1.0, 500.0)], [1.0], 100, clock, speed, WEIGHTS.affinity, RUNNING_MS)
     assert prices[1] < prices[0] < prices[2]
 
 
@@ -92,7 +93,7 @@ def test_a_prompt_that_does_not_fit_waits_until_enough_of_the_others_is_gone() -
         if held:
             load.begin(held, held, 1.0, 0.0)
             load.first_token(held, 1.0, 0.0, clock)
-        return costs([load.row(WEIGHTS, 1.0, stay_ms)], [1.0], tokens, clock, speed, WEIGHTS.affinity)[0]
+        return costs([load.row(WEIGHTS, 1.0, stay_ms)], [1.0], tokens, clock, speed, WEIGHTS.affinity, RUNNING_MS)[0]
 
     fits = int(16_000 * (1 - WEIGHTS.spare))
     for held, tokens, wait in (

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dynamo_kv_router.speed import PrefillSpeed
+from dynamo_kv_router.speed import DecodeSpeed, PrefillSpeed
 
 
 def test_a_line_is_found_among_prompts_of_many_lengths() -> None:
@@ -47,3 +47,38 @@ def test_nonsense_is_ignored_and_both_numbers_stay_positive() -> None:
         speed.observe(tokens, 1000 - tokens)
     assert speed.token_ms > 0
     assert speed.overhead_ms >= 0
+
+
+def answers(decode: DecodeSpeed, slope: float, *, seed: int = 1, count: int = 1000) -> None:
+    """Of 20 to 600 tokens, beside 0 to 200,000 others; a step takes a while however little runs."""
+    lots = random.Random(seed)
+    for _ in range(count):
+        running, length = lots.randrange(1, 200_000), lots.randrange(20, 600)
+        decode.observe(running, length * (5 + slope / 310 * running))
+
+
+@pytest.mark.parametrize("slope", [0.005, 0.02, 0.07])
+def test_what_a_running_token_costs_is_found_whatever_the_lengths_of_answers(slope: float) -> None:
+    decode = DecodeSpeed()
+    answers(decode, slope)
+    assert decode.slope(0.018) == pytest.approx(slope, rel=0.2)
+
+
+def test_the_guess_stands_until_answers_beside_different_loads_were_seen() -> None:
+    decode = DecodeSpeed()
+    assert decode.slope(0.018) == 0.018
+    for length in range(20, 600):
+        decode.observe(50_000.0, length * 9.0)
+    assert decode.slope(0.018) == pytest.approx(0.018)
+
+
+def test_no_answers_push_the_price_far_from_the_guess() -> None:
+    faster, slower = DecodeSpeed(), DecodeSpeed()
+    for i in range(1, 1000):
+        faster.observe(i * 100, 1e6 - i * 900)
+        slower.observe(i * 100, i * 1e4)
+    slower.observe(0, 5)
+    slower.observe(5, -1)
+    assert faster.slope(0.018) < 0
+    assert faster.sober(0.018) == 0.018 / 2
+    assert slower.sober(0.018) == 0.018 * 4

@@ -9,18 +9,22 @@ from dynamo_kv_router.config import KvRouterConfig
 from dynamo_kv_router.cost import Clock, LoadRow, Weights
 from dynamo_kv_router.load import NO_PIECES, Observation, Pieces, PlaceLoad
 from dynamo_kv_router.newcomers import Newcomers
-from dynamo_kv_router.speed import FadingMean, PrefillSpeed
+from dynamo_kv_router.speed import DecodeSpeed, FadingMean, PrefillSpeed
 
 __all__ = ["Books", "Sent"]
 
 _OUTPUT_STEP = 16
 """Tokens."""
+_GUESS = 0.86
+"""What a running token costs an answer until answers were seen, in times that it takes to compute one."""
 
 
 class Sent:
     """A request on a place, from ``begin`` to ``end``."""
 
-    __slots__ = ("at", "expected", "first_token", "generated", "new_tokens", "own_ms", "pieces", "place", "tokens")
+    __slots__ = (
+        "area", "at", "computed_ms", "expected", "first_token", "generated", "new_tokens", "own_ms", "pieces", "place", "tokens",
+    )  # fmt: skip
 
     def __init__(
         self, place: PlaceLoad, tokens: int, new_tokens: int, own_ms: float, expected: int, at: float, pieces: Pieces
@@ -36,6 +40,8 @@ class Sent:
         self.generated = 0
         self.at = at
         self.first_token: float | None = None
+        self.area = self.computed_ms = 0.0
+        """Of the place, at the first token."""
 
 
 class Books:
@@ -51,6 +57,9 @@ class Books:
         self._seconds = seconds
         self.clock = Clock(weights, seconds() * 1000)
         self.speed = PrefillSpeed()
+        self.decode = DecodeSpeed()
+        self.running_ms = self._running_ms()
+        """What a token that runs on a place adds to the cost there; kept, since every choice asks."""
         self.stay = FadingMean()
         """Milliseconds that a request spends on its worker."""
         self.answer = FadingMean()
@@ -137,6 +146,7 @@ class Books:
         self.tick()
         sent.first_token = self.clock.now
         self._learn(sent.place.first_token(sent.new_tokens, sent.own_ms, sent.at, self.clock))
+        sent.area, sent.computed_ms = sent.place.area(self.clock.now), sent.place.computed_ms
         self._changed(sent.place)
 
     def generated(self, key: Hashable, count: int) -> None:
@@ -148,11 +158,11 @@ class Books:
         if sent.generated > sent.expected:
             step = max(_OUTPUT_STEP, sent.generated - sent.expected)
             sent.expected += step
-            sent.place.grow(step)
+            sent.place.grow(step, self.clock.now)
             self._changed(sent.place)
 
-    def end(self, key: Hashable) -> None:
-        """It is gone, in whatever way."""
+    def end(self, key: Hashable, *, answered: bool = False) -> None:
+        """It is gone, in whatever way; ``answered``: to its end, as seen here."""
         sent = self._sent.pop(key, None)
         if sent is None:
             return
@@ -160,6 +170,8 @@ class Books:
         self._learn(sent.place.measured(self.clock.now))
         if sent.first_token is not None:
             self.stay.observe(self.clock.now - sent.at)
+            if answered:
+                self._decoded(sent, sent.first_token)
             if sent.generated:
                 self.answer.observe(sent.generated)
         held = sent.tokens + sent.expected
@@ -174,9 +186,27 @@ class Books:
                 place.fade(factors)
             self.rows = [self._row(place) for place in self.places]
 
+    def _decoded(self, sent: Sent, first_token: float) -> None:
+        """Its answer is complete."""
+        place, took = sent.place, self.clock.now - first_token
+        if took > 0:
+            running = (place.area(self.clock.now) - sent.area) / took
+            self.decode.observe(running, took - (place.computed_ms - sent.computed_ms))
+            self.running_ms = self._running_ms()
+
+    @property
+    def slowed_ms(self) -> float:
+        """What a token that runs beside an answer is believed to add to the time of decoding it."""
+        return self.decode.slope(_GUESS * self.speed.token_ms)
+
+    def _running_ms(self) -> float:
+        token_ms = self.speed.token_ms
+        return self._weights.presence * token_ms + self._weights.decode * self.decode.sober(_GUESS * token_ms)
+
     def _learn(self, seen: Observation | None) -> None:
         if seen is not None:
             self.speed.observe(seen.tokens, seen.ms)
+            self.running_ms = self._running_ms()
 
     def _changed(self, place: PlaceLoad) -> None:
         at = place.place

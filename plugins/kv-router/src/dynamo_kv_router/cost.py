@@ -7,18 +7,19 @@ For a prompt of L tokens of which k blocks are cached on the worker::
             as long again as they are late: a worker that hangs gets dearer, not cheaper, and none is cheaper than an idle one
     own   = token_ms × new
     young = requests without first token + Σ over streams of tau ÷ (tau + age since first token)
-    load  = token_ms × prompt tokens running there
+    load  = prompt tokens running there × (presence × token_ms + decode × slowed_ms)
     room  = until the cache has room for the prompt: 0 if it has, else stay_ms × (tokens too many ÷ tokens held there), stay_ms at
             most, because what runs there gives back its tokens evenly while it stays. What several running requests have in
             common is held once
 
-    cost  = wait + weight × own × (affinity + crowd × requests + youth × young) + decode × load + room
+    cost  = wait + weight × own × (affinity + crowd × requests + youth × young) + load + room
 
 ``affinity`` is between 1 and its weight, by how scarce room in the caches is (:mod:`dynamo_kv_router.scarcity`). ``token_ms`` and
-``overhead_ms`` are learned (:mod:`dynamo_kv_router.speed`), and so is ``stay_ms``, the mean time that requests spend on a worker;
-``weight`` is ``overlap_score_weight``. A stream slows others down while it is young because it comes with a prompt; the sum over
-streams is kept in three exponentials, whose sum is within 0.025 of 1 ÷ (1 + x) everywhere, so that it costs the same for one
-stream and a thousand.
+``overhead_ms`` are learned (:mod:`dynamo_kv_router.speed`), and so are ``stay_ms``, the mean time that requests spend on a
+worker, and ``slowed_ms``, what a token that runs beside an answer adds to the time of decoding it; ``weight`` is
+``overlap_score_weight``. A stream slows others down while it is young because it comes with a prompt; the sum over streams is
+kept in three exponentials, whose sum is within 0.025 of 1 ÷ (1 + x) everywhere, so that it costs the same for one stream and a
+thousand.
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
     crowd: float = 0.015
     youth: float = 0.09
     tau_ms: float = 220.0
-    decode: float = 0.12
-    """What a running token costs, as a share of computing one."""
+    presence: float = 0.08
+    """What a running token costs whatever it slows down, as a share of computing one: who has much will be asked for more."""
+    decode: float = 0.047
+    """Share of the time by which a running token slows a request's decoding that counts."""
     spare: float = 0.1
     """Share of a cache that is kept for what streams generate."""
     per_request: float = 0.0
@@ -84,7 +87,7 @@ class LoadRow(NamedTuple):
     crowd: float
     """``crowd × requests + youth × requests without first token``."""
     load: float
-    """Decode cost of what runs, in prompt tokens."""
+    """Tokens that run there."""
     room: float
     """Tokens that the cache can take at once."""
     drain: float
@@ -131,7 +134,13 @@ class Clock:
 
 
 def costs(
-    rows: Iterable[LoadRow], new: Sequence[float], tokens: int, clock: Clock, speed: PrefillSpeed, affinity: float
+    rows: Iterable[LoadRow],
+    new: Sequence[float],
+    tokens: int,
+    clock: Clock,
+    speed: PrefillSpeed,
+    affinity: float,
+    running_ms: float,
 ) -> list[float]:
     """One cost a row. ``new`` has by place the tokens that would be computed there. 0.4 µs a row."""
     overhead_ms, token_ms = speed.overhead_ms, speed.token_ms
@@ -150,7 +159,7 @@ def costs(
             times += y1 * f1
             times += y2 * f2
             times += y3 * f3
-        add(wait + new[place] * token_ms * times + token_ms * load)
+        add(wait + new[place] * token_ms * times + running_ms * load)
     return result
 
 

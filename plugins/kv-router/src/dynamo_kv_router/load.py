@@ -38,8 +38,9 @@ class PlaceLoad:
     """
 
     __slots__ = (
-        "_measured", "_measured_at", "_measured_from", "_owed_ms", "_pieces", "batch", "busy_until", "capacity", "given", "held",
-        "id", "place", "prefill_tokens", "prefilling", "rank", "requests", "several", "taints", "tokens", "view", "youth",
+        "_area", "_area_at", "_measured", "_measured_at", "_measured_from", "_owed_ms", "_pieces", "batch", "busy_until",
+        "capacity", "computed_ms", "given", "held", "id", "place", "prefill_tokens", "prefilling", "rank", "requests", "several",
+        "taints", "tokens", "view", "youth",
     )  # fmt: skip
 
     def __init__(self, worker: WorkerView, rank: int = 0) -> None:
@@ -72,6 +73,9 @@ class PlaceLoad:
         self.busy_until = 0.0
         self.youth = (0.0, 0.0, 0.0)
         self._owed_ms = 0.0
+        self.computed_ms = 0.0
+        """Of prompts whose first token has come, since ever."""
+        self._area = self._area_at = 0.0
         self._measured = 0
         self._measured_from = self._measured_at = 0.0
 
@@ -92,10 +96,11 @@ class PlaceLoad:
         y1, y2, y3 = self.youth
         scale = weight * weights.youth
         youth = (y1 * scale, y2 * scale, y3 * scale)
-        return LoadRow(self.place, busy_until, crowd, weights.decode * weighed, room, drain, stay, youth)
+        return LoadRow(self.place, busy_until, crowd, weighed, room, drain, stay, youth)
 
     def begin(self, tokens: int, new_tokens: int, own_ms: float, now: float, pieces: Pieces = NO_PIECES) -> None:
         """A request was sent there that will hold ``tokens``, the ``pieces`` among them. O(pieces)."""
+        self.area(now)
         self.requests += 1
         self.tokens += tokens
         known = self._pieces
@@ -117,6 +122,7 @@ class PlaceLoad:
     def first_token(self, new_tokens: int, own_ms: float, dispatched: float, clock: Clock) -> Observation | None:
         """Its prompt is done: it is a stream from here on. May complete a measurement of the worker's speed."""
         now = clock.now
+        self.computed_ms += own_ms
         self._prefill_over(new_tokens, own_ms, now)
         a, b, c = clock.youth(now)
         y1, y2, y3 = self.youth
@@ -130,8 +136,15 @@ class PlaceLoad:
         self._measured_at = now
         return seen
 
-    def grow(self, tokens: int) -> None:
+    def area(self, now: float) -> float:
+        """Tokens × milliseconds that ran there, since ever."""
+        self._area += self.tokens * (now - self._area_at)
+        self._area_at = now
+        return self._area
+
+    def grow(self, tokens: int, now: float) -> None:
         """A request holds so many more."""
+        self.area(now)
         self.tokens += tokens
         self.held += tokens
 
@@ -139,6 +152,7 @@ class PlaceLoad:
         self, tokens: int, new_tokens: int, own_ms: float, first_token: float | None, clock: Clock, pieces: Pieces = NO_PIECES
     ) -> None:
         """The request is gone, in whatever way, and gives back ``tokens`` and the ``pieces`` that it began with."""
+        self.area(clock.now)
         self.requests -= 1
         self.tokens -= tokens
         known = self._pieces

@@ -175,7 +175,7 @@ class KvRouter:
             priced = credit.priced(overlap, tokens * books.speed.token_ms, books.places, books.clock.now)
         if books.newcomers:
             priced = books.newcomers.priced(priced, candidates, books.speed.token_ms, books.clock.now)
-        price = costs(rows, priced, tokens, books.clock, books.speed, self._affinity(config))
+        price = costs(rows, priced, tokens, books.clock, books.speed, self._affinity(config), books.running_ms)
         if request.hints.preferred_taints:
             price = preferred(price, candidates, request.hints.preferred_taints)
         ranked = sorted(price)  # faster than looking for the least of so many more than once
@@ -257,7 +257,7 @@ class KvRouter:
             self._caches.forget(key)
         else:
             self._caches.computed(key, self._books.clock.now)
-        self._books.end(key)
+        self._books.end(key, answered=outcome == "completed" and not isinstance(request, ForeignRequest))
 
     def dropped(self, request: RouteRequest) -> None:
         """A request that was held is not wanted any more."""
@@ -305,6 +305,7 @@ class KvRouter:
         now = books.clock.now
         state = {
             "prefill": {"overhead_ms": round(books.speed.overhead_ms, 3), "token_ms": round(books.speed.token_ms, 6)},
+            "decode": {"running_token_ms": round(books.slowed_ms, 6)},
             "blocks": len(self._caches),
             "scarcity": round(self._caches.scarcity.share, 3),
             "requests": len(books),

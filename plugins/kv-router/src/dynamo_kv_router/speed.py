@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FadingMean", "PrefillSpeed"]
+__all__ = ["DecodeSpeed", "FadingMean", "PrefillSpeed"]
 
 _OVERHEAD_MS, _TOKEN_MS = 16.0, 0.02
 """Until something was seen: one large GPU with a model of some billions of parameters."""
@@ -10,6 +10,11 @@ _MEMORY = 0.98
 """Weight of an observation after the next one: the last fifty count."""
 _TRUST = 8
 """Observations after which one that is off by more than five times is cut to that."""
+_LONG_MEMORY = 0.998
+"""The last five hundred count: answers differ more in length than by what runs beside them."""
+_GUESS_ANSWERS = 100.0
+_LEAST, _MOST = 0.5, 4.0
+"""In times of the guess. Piling up where decoding seems to suffer little loses more than it can win."""
 
 
 class PrefillSpeed:
@@ -60,6 +65,47 @@ class PrefillSpeed:
                 return
         scale = mean_m / (_OVERHEAD_MS + _TOKEN_MS * mean_n)
         self.token_ms, self.overhead_ms = _TOKEN_MS * scale, _OVERHEAD_MS * scale
+
+
+class DecodeSpeed:
+    """What a token that runs on a worker costs a request there: milliseconds over its whole answer.
+
+    Fits ``ms of decoding = base + slope × tokens running meanwhile`` by least squares with fading memory. A router is not told
+    how long answers were; but as their length does not depend on what else runs, the slope is that of a step
+    times the mean length.
+    """
+
+    __slots__ = ("_ms", "_seen", "_spread", "_tokens", "_with")
+
+    def __init__(self) -> None:
+        self._seen = 0.0
+        self._tokens = self._ms = 0.0
+        """Means."""
+        self._spread = self._with = 0.0
+        """Sums of squared differences of tokens to their mean, and of these differences times those of the milliseconds."""
+
+    def observe(self, tokens: float, ms: float) -> None:
+        """An answer was decoded within ``ms``, other people's prompts aside, while on average so many tokens ran there."""
+        if ms <= 0 or tokens <= 0:
+            return
+        if self._seen >= _TRUST:
+            ms = min(ms, 5 * self._ms)
+        self._seen = self._seen * _LONG_MEMORY + 1
+        off, before = tokens - self._tokens, ms - self._ms
+        self._tokens += off / self._seen
+        self._ms += before / self._seen
+        self._spread = self._spread * _LONG_MEMORY + off * (tokens - self._tokens)
+        self._with = self._with * _LONG_MEMORY + off * (ms - self._ms)
+
+    def slope(self, guess: float) -> float:
+        """The guess counts as a hundred answers whose tokens spread by a quarter, so that it stands where nothing can be told
+        apart. Below 0 where an engine decodes faster the fuller it is."""
+        doubt = _GUESS_ANSWERS * (self._tokens / 4) ** 2
+        return (self._with + doubt * guess) / (self._spread + doubt) if doubt else guess
+
+    def sober(self, guess: float) -> float:
+        """The slope, but never far from the guess, so that no observation can make a router pile up or shy away."""
+        return min(max(self.slope(guess), guess * _LEAST), guess * _MOST)
 
 
 class FadingMean:
