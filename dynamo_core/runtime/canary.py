@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -61,7 +62,8 @@ class Pulse:
 
         def handle(request: Any, context: Context, sink: ResponseSink) -> None:
             canary = context.metadata.get("canary", False)
-            handler(request, context, sink if canary else _WatchedSink(sink, self))
+            # pyright takes the attribute item for a method.
+            handler(request, context, sink if canary else _WatchedSink(sink, self))  # pyright: ignore[reportArgumentType]
 
         return handle
 
@@ -73,13 +75,7 @@ class _WatchedSink:
         self._sink = sink
         self._pulse = pulse
         self.ready = sink.ready
-        put = sink.item
-
-        def item(value: Any) -> None:
-            pulse.moved = True
-            put(value)
-
-        self.item = item
+        self.item = _moving(pulse, sink.item)
 
     def end(self) -> None:
         self._pulse.beat()
@@ -87,6 +83,14 @@ class _WatchedSink:
 
     def error(self, error: DynamoError) -> None:
         self._sink.error(error)
+
+
+def _moving(pulse: Pulse, put: Callable[[Any], None]) -> Callable[[Any], None]:
+    def item(value: Any) -> None:
+        pulse.moved = True
+        put(value)
+
+    return item
 
 
 class Canary:

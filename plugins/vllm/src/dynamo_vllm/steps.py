@@ -41,10 +41,14 @@ class StepOutputs:
         states, others, nothing = self._states, self._others, self._nothing
         rest = []
         for output in outputs:
-            state: Any = states.get(output.request_id)
-            stream = None if state is None else state.queue
+            state = states.get(output.request_id)
             # Identity and not equality: an array that equals nothing has no truth value.
-            if type(stream) is not Stream or not stream.plain or not all(map(is_, others(output), nothing)):
+            if (
+                state is None
+                or type(stream := state.queue) is not Stream
+                or not stream.plain
+                or not all(map(is_, others(output), nothing))
+            ):
                 rest.append(output)
                 continue
             if iteration_stats is not None:
