@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -71,13 +72,13 @@ async def runtime(own_etcd: EtcdServer, nats: str) -> AsyncIterator[Callable[[],
 
 @contextlib.asynccontextmanager
 async def worker(etcd: str, nats: str) -> Any:
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", WORKER, etcd, nats)
+    # As the supervisor does it: uvloop would fork and run Python in the child, where gRPC's threads may have left a lock taken.
+    process = subprocess.Popen([sys.executable, "-c", WORKER, etcd, nats])  # noqa: ASYNC220
     try:
         yield process
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        process.kill()
+        await asyncio.to_thread(process.wait)
 
 
 async def count(request: int, context: Context) -> AsyncIterator[int]:
