@@ -22,7 +22,7 @@ from typing import Any
 from dynamo_core.supervisor.admin import ask_admin
 from dynamo_core.testing.servers import free_port
 
-__all__ = ["Deployment", "deployed", "introduce"]
+__all__ = ["Deployment", "deployed", "end", "introduce"]
 
 DYNAMO = str(Path(sys.executable).with_name("dynamo"))
 _ACCESS = re.compile(r" worker=([0-9a-f,]+) .*request=(\S+)")
@@ -124,13 +124,18 @@ def deployed(model: Path, folder: Path, *arguments: str, env: dict[str, str] | N
         _until(lambda: "\nready: http" in deployment.log(), process, deployment)
         yield deployment
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """By SIGTERM, and after a minute by SIGKILL."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _until(condition: Callable[[], bool], process: subprocess.Popen[bytes], deployment: Deployment) -> None:

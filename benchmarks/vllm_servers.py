@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.completion_streams import Answered, ask_together
+from benchmarks.deployment import end
 from benchmarks.peers.processes import cpu_seconds, tree
 from dynamo_core.contracts import EngineContext
 from dynamo_core.testing.servers import free_port
@@ -91,13 +91,7 @@ def _process(setting: Setting, name: str, command: Sequence[str], **more: Any) -
         try:
             yield started
         finally:
-            if started.poll() is None:
-                started.send_signal(signal.SIGTERM)
-            try:
-                started.wait(60)
-            except subprocess.TimeoutExpired:
-                started.kill()
-                started.wait()
+            end(started)
 
 
 @contextlib.contextmanager

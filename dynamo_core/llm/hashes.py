@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from struct import pack
+from struct import error, pack
 from typing import Any
 
 from xxhash import xxh3_64_intdigest
@@ -50,6 +50,6 @@ def _image_bytes(block: Mapping[str, Any] | None) -> bytes:
     try:
         hashes = sorted(one["mm_hash"] for one in block["mm_objects"])
         return pack(f"<{len(hashes)}Q", *hashes)
-    except Exception:  # noqa: BLE001  # whatever else stands there
+    except (LookupError, TypeError, error):
         text = 'block_mm_infos must have {"mm_objects": [{"mm_hash": 64-bit number}]} or None for each block'
         raise InvalidRequest(text) from None

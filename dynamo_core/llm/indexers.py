@@ -118,7 +118,7 @@ class ApproxKvIndexer:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: Endpoint | None,
         kv_block_size: int,
         router_ttl_secs: float = 120.0,
         *,

@@ -65,7 +65,7 @@ async def test_an_indexer_has_what_workers_told_before_and_after_it_came(cluster
 
 async def test_an_approximate_indexer_believes_in_what_was_sent_for_a_while() -> None:
     clock = FakeClock()
-    indexer = ApproxKvIndexer(None, 16, 10.0, clock=clock)  # type: ignore[arg-type]
+    indexer = ApproxKvIndexer(None, 16, 10.0, clock=clock)
     assert indexer.find_matches_for_request(PROMPT).scores == {}
     await indexer.process_routing_decision_for_request(PROMPT, 5)
     clock.advance(6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from typing import Any
 
@@ -12,7 +13,7 @@ from dynamo_core.contracts import KvRemoved, KvStored
 from dynamo_core.errors import ConfigError, InvalidRequest
 from dynamo_core.kv import sequence_hashes
 from dynamo_core.llm import KvEventPublisher, WorkerMetricsPublisher
-from dynamo_core.serving.wire import decode_load
+from dynamo_core.serving.wire import LOAD_TOPIC, decode_load
 from dynamo_core.testing import InprocCluster
 
 PATH = "dynamo.backend.generate"
@@ -90,11 +91,14 @@ async def test_what_is_accepted_and_what_is_refused(cluster: InprocCluster) -> N
 async def test_the_blocks_of_all_ranks_are_the_workers(cluster: InprocCluster) -> None:
     runtime = await cluster.runtime()
     told: list[Any] = []
-    runtime.event_plane.publish = lambda _, payload: told.append(decode_load(payload))  # type: ignore[method-assign]
+    runtime.event_plane.subscribe(runtime.event_address, LOAD_TOPIC, lambda payload: told.append(decode_load(payload)))
     publisher = WorkerMetricsPublisher()
     await publisher.create_endpoint(runtime.endpoint(PATH))
     publisher.publish(None, 3)
     publisher.publish(1, active_decode_blocks=1, kv_used_blocks=5)
     publisher.publish(0, 2)
     publisher.publish(dp_rank=1)
+    async with asyncio.timeout(10):
+        while len(told) < 4:  # noqa: ASYNC110  # the event plane delivers in its own time
+            await asyncio.sleep(0)
     assert [reading.load.kv_used_blocks for reading in told] == [3, 8, 7, 2]
