@@ -80,6 +80,18 @@ def test_one_hot_prefix_does_not_overload_one_worker(make_fleet: Any) -> None:
     assert max(late.values()) < 1.5 * 50
 
 
+def test_workers_much_slower_than_believed_share_what_arrives_before_their_first_tokens(make_fleet: Any) -> None:
+    """An engine that compiles at its first prompt, or steps that take seconds: whom the last one went to is no less late."""
+    lots = random.Random(8)
+    common, fleet = prompt(lots, 64), make_fleet(2)
+    for _ in range(100):
+        fleet.send(prompt(lots, 30, common))
+        fleet.now += 0.1
+    loads = [worker["requests"] for worker in fleet.router.state()["workers"].values()]
+    assert sum(loads) == 100
+    assert min(loads) >= 40
+
+
 def test_but_a_worker_that_can_do_it_alone_keeps_what_it_has(make_fleet: Any) -> None:
     lots = random.Random(3)
     hot = prompt(lots, 1600)

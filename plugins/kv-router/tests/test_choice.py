@@ -60,7 +60,8 @@ def test_the_cheapest_is_chosen_and_equal_ones_take_turns(price: list[float], se
 
 
 def plainly_priced(row: LoadRow, new: float, tokens: int, clock: Clock, speed: PrefillSpeed, affinity: float) -> float:
-    wait = speed.overhead_ms + (abs(row.busy_until - clock.now) if row.busy_until else 0.0)
+    left = row.busy_until - clock.now if row.busy_until else 0.0
+    wait = speed.overhead_ms + (left if left > 0 else row.behind - left)
     room = min((tokens - row.room) * row.drain, row.stay) if tokens > row.room else 0.0
     (y1, y2, y3), (f1, f2, f3) = row.youth, clock.fading
     own = new * speed.token_ms
@@ -85,7 +86,7 @@ def test_every_place_has_the_price_of_the_formula_to_the_last_bit(
             clock.tick(clock.now + lots.random() * 100)
             began = clock.now
             if state >= 2:
-                place.first_token(held, held * 0.02, 0.0, clock)
+                place.first_token(held, held * 0.02, 0.0, clock, speed.token_ms)
             if state in (0, 3):
                 place.end(held, held, held * 0.02, began if state == 3 else None, clock)
     clock.tick(clock.now + lots.random() * 1000)

@@ -27,7 +27,7 @@ def test_the_cost_is_the_formula() -> None:
     load.begin(3000, 3000, 80.0, 0.0)
     load.begin(2000, 2000, 40.0, 0.0)
     clock.tick(50.0)
-    load.first_token(3000, 80.0, 0.0, clock)
+    load.first_token(3000, 80.0, 0.0, clock, 0.02)
     clock.tick(270.0)
     row, tokens, new, w = load.row(WEIGHTS, 1.0, 500.0), 1000, 360, WEIGHTS
     own = new * speed.token_ms
@@ -44,7 +44,7 @@ def test_ages_survive_the_reference_time_moving() -> None:
     load = PlaceLoad(WorkerView(1, CARD))
     load.begin(10, 10, 1.0, 0.0)
     load.begin(10, 10, 1.0, 0.0)
-    load.first_token(10, 1.0, 0.0, clock)
+    load.first_token(10, 1.0, 0.0, clock, 0.1)
     moved = 0
     for now in range(0, 60_000, 1000):
         factors = clock.tick(float(now))
@@ -85,6 +85,27 @@ def test_an_overdue_worker_gets_dearer() -> None:
     assert prices[1] < prices[0] < prices[2]
 
 
+def test_what_is_sent_to_an_overdue_worker_or_taken_from_it_makes_it_no_less_late() -> None:
+    load = PlaceLoad(WorkerView(1, CARD))
+    load.begin(100, 100, 50.0, 0.0)
+    load.begin(100, 100, 30.0, 10.0)
+    assert load.wait_ms(20.0) == 60
+    assert load.wait_ms(1080.0) == 1000
+    load.begin(100, 100, 40.0, 1080.0)
+    assert load.wait_ms(1080.0) == 1040
+    clock = Clock(WEIGHTS, 0.0)
+    clock.tick(1090.0)
+    load.end(100, 100, 40.0, None, clock)
+    assert load.wait_ms(1090.0) == 1010
+    load.begin(100, 100, 40.0, 1090.0)
+    load.first_token(100, 50.0, 0.0, clock, 0.35)
+    assert load.wait_ms(1090.0) == 70, "a sign of life: what is left is believed again"
+    load.end(100, 100, 40.0, None, clock)
+    assert load.wait_ms(1090.0) == 30
+    load.end(100, 100, 30.0, None, clock)
+    assert load.wait_ms(1090.0) == 0
+
+
 def test_a_prompt_that_does_not_fit_waits_until_enough_of_the_others_is_gone() -> None:
     clock, speed = Clock(WEIGHTS, 0.0), PrefillSpeed()
 
@@ -92,7 +113,7 @@ def test_a_prompt_that_does_not_fit_waits_until_enough_of_the_others_is_gone() -
         load = PlaceLoad(WorkerView(1, CARD))
         if held:
             load.begin(held, held, 1.0, 0.0)
-            load.first_token(held, 1.0, 0.0, clock)
+            load.first_token(held, 1.0, 0.0, clock, 0.1)
         return costs([load.row(WEIGHTS, 1.0, stay_ms)], [1.0], tokens, clock, speed, WEIGHTS.affinity, RUNNING_MS)[0]
 
     fits = int(16_000 * (1 - WEIGHTS.spare))
@@ -128,11 +149,11 @@ def test_first_tokens_of_one_step_are_one_observation() -> None:
     for _ in range(3):
         load.begin(100, 100, 5.0, 0.0)
     clock.tick(40.0)
-    assert load.first_token(100, 5.0, 0.0, clock) is None
+    assert load.first_token(100, 5.0, 0.0, clock, 0.05) is None
     clock.tick(40.5)
-    assert load.first_token(60, 5.0, 0.0, clock) is None
+    assert load.first_token(60, 5.0, 0.0, clock, 0.05) is None
     clock.tick(60.0)
-    assert load.first_token(80, 5.0, 0.0, clock) == (160, 40.5)
+    assert load.first_token(80, 5.0, 0.0, clock, 0.05) == (160, 40.5)
     assert load.measured(70.0) == (80, 19.5)
     assert load.measured(80.0) is None
     assert load.busy_until == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, KeysView
+from collections.abc import Callable, Hashable, Iterable, KeysView
 
 from dynamo_core.contracts import WorkerView
 from dynamo_kv_router.config import KvRouterConfig
@@ -17,6 +17,9 @@ _OUTPUT_STEP = 16
 """Tokens."""
 _GUESS = 0.86
 """What a running token costs an answer until answers were seen, in times that it takes to compute one."""
+
+_DOUBT = 2.0
+"""In times of what prompts should take; what is late by less is noise."""
 
 
 class Sent:
@@ -145,7 +148,7 @@ class Books:
             return
         self.tick()
         sent.first_token = self.clock.now
-        self._learn(sent.place.first_token(sent.new_tokens, sent.own_ms, sent.at, self.clock))
+        self._learn(sent.place.first_token(sent.new_tokens, sent.own_ms, sent.at, self.clock, self.speed.token_ms))
         sent.area, sent.computed_ms = sent.place.area(self.clock.now), sent.place.computed_ms
         self._changed(sent.place)
 
@@ -177,6 +180,23 @@ class Books:
         held = sent.tokens + sent.expected
         sent.place.end(held, sent.new_tokens, sent.own_ms, sent.first_token, self.clock, sent.pieces)
         self._changed(sent.place)
+
+    def doubt(self, places: Iterable[PlaceLoad]) -> bool:
+        """Whether these, which all compute prompts, are all so late that prompts must take longer than is believed; if so, that is
+        believed from here on, until first tokens tell better. O(places).
+
+        Else they would be told apart by when each of them began, and the latest to begin would get all that comes.
+        """
+        now = self.clock.now
+        times = min(place.slowness(now) for place in places)
+        if times < _DOUBT:
+            return False
+        self.speed.slower(times)
+        self.running_ms = self._running_ms()
+        for place in self.places:
+            place.slower(times)
+        self.rows = [self._row(place) for place in self.places]
+        return True
 
     def tick(self) -> None:
         """Look at the clock; all times within a call of the router are this one."""

@@ -4,7 +4,8 @@ For a prompt of L tokens of which k blocks are cached on the worker::
 
     new   = max(1, L − k × block_size)
     wait  = overhead_ms, for a step of one's own, and until the prompts already sent there should be done. When they are overdue,
-            as long again as they are late: a worker that hangs gets dearer, not cheaper, and none is cheaper than an idle one
+            as long again as they are late, and then what was sent there since: a worker that hangs gets dearer, not cheaper,
+            and none is cheaper than an idle one
     own   = token_ms × new
     young = requests without first token + Σ over streams of tau ÷ (tau + age since first token)
     load  = prompt tokens running there × (presence × token_ms + decode × slowed_ms)
@@ -84,6 +85,8 @@ class LoadRow(NamedTuple):
     """Where lists by place have it."""
     busy_until: float
     """Milliseconds on the router's clock; 0 when no prompt is being computed."""
+    behind: float
+    """Milliseconds of prompts that were sent there since it was overdue."""
     crowd: float
     """``crowd × requests + youth × requests without first token``."""
     load: float
@@ -148,10 +151,10 @@ def costs(
     f1, f2, f3 = clock.fading
     result: list[float] = []
     add = result.append
-    for place, busy_until, crowd, load, room, drain, stay, (y1, y2, y3) in rows:
+    for place, busy_until, behind, crowd, load, room, drain, stay, (y1, y2, y3) in rows:
         wait = overhead_ms
         if busy_until:
-            wait += busy_until - now if busy_until > now else now - busy_until
+            wait += busy_until - now if busy_until > now else now - busy_until + behind
         if tokens > room:
             wait += min((tokens - room) * drain, stay)
         times = affinity + crowd

@@ -29,7 +29,7 @@ class Credit:
         A worker whose prompts wait longer than those of the least loaded one has its credit divided by
         ``1 + decay × that ÷ whole_ms``.
         """
-        waits = [max(0.0, place.busy_until - now) for place in places]
+        waits = [place.wait_ms(now) for place in places]
         least = min(waits)
         rate = self._decay / whole_ms if whole_ms else 0.0
         return [

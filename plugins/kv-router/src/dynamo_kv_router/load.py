@@ -38,8 +38,8 @@ class PlaceLoad:
     """
 
     __slots__ = (
-        "_area", "_area_at", "_measured", "_measured_at", "_measured_from", "_owed_ms", "_pieces", "batch", "busy_until",
-        "capacity", "computed_ms", "given", "held", "id", "place", "prefill_tokens", "prefilling", "rank", "requests", "several",
+        "_area", "_area_at", "_measured", "_measured_at", "_measured_from", "_pieces", "_since", "batch", "behind_ms",
+        "busy_until", "capacity", "computed_ms", "given", "held", "id", "place", "prefill_tokens", "prefilling", "rank", "requests", "several",
         "taints", "tokens", "view", "youth",
     )  # fmt: skip
 
@@ -71,8 +71,12 @@ class PlaceLoad:
         self.prefill_tokens = 0
         """What is to be computed of their prompts."""
         self.busy_until = 0.0
+        """When the prompts should be done that were sent before that time; in the past when they are overdue, 0 without prompts."""
+        self.behind_ms = 0.0
+        """What was sent to an overdue place, and is to be computed after what it has not done yet."""
         self.youth = (0.0, 0.0, 0.0)
-        self._owed_ms = 0.0
+        self._since = 0.0
+        """The last sign of life while prompts are computed, or when the first of them was sent."""
         self.computed_ms = 0.0
         """Of prompts whose first token has come, since ever."""
         self._area = self._area_at = 0.0
@@ -86,7 +90,7 @@ class PlaceLoad:
 
     def row(self, weights: Weights, weight: float, stay_ms: float) -> LoadRow:
         """For :func:`~dynamo_kv_router.cost.costs`; made anew whenever something of the load changed."""
-        prefilling, busy_until = (self.prefilling, self.busy_until) if weights.prefills else (0, 0.0)
+        prefilling, busy_until, behind = (self.prefilling, self.busy_until, self.behind_ms) if weights.prefills else (0, 0.0, 0.0)
         crowd = weight * (weights.crowd * self.requests + weights.youth * prefilling)
         tokens = self.tokens if weights.holdings else 0
         held = self.held if weights.holdings else 0
@@ -96,7 +100,26 @@ class PlaceLoad:
         y1, y2, y3 = self.youth
         scale = weight * weights.youth
         youth = (y1 * scale, y2 * scale, y3 * scale)
-        return LoadRow(self.place, busy_until, crowd, weighed, room, drain, stay, youth)
+        return LoadRow(self.place, busy_until, behind, crowd, weighed, room, drain, stay, youth)
+
+    def wait_ms(self, now: float) -> float:
+        """Until it should be done with the prompts that were sent there, as :func:`~dynamo_kv_router.cost.costs` has it."""
+        if not self.busy_until:
+            return 0.0
+        left = self.busy_until - now
+        return left if left > 0 else self.behind_ms - left
+
+    def slowness(self, now: float) -> float:
+        """How many times as long as it should its prompts take already; 1 while they are in time."""
+        if not self.busy_until or self.busy_until >= now:
+            return 1.0
+        return (now - self._since) / (self.busy_until - self._since)
+
+    def slower(self, times: float) -> None:
+        """Prompts are believed to take so many times as long."""
+        if self.busy_until:
+            self.busy_until = self._since + (self.busy_until - self._since) * times
+            self.behind_ms *= times
 
     def begin(self, tokens: int, new_tokens: int, own_ms: float, now: float, pieces: Pieces = NO_PIECES) -> None:
         """A request was sent there that will hold ``tokens``, the ``pieces`` among them. O(pieces)."""
@@ -110,20 +133,27 @@ class PlaceLoad:
             if holders:
                 tokens -= pieces.tokens
         self.held += tokens
+        if not self.prefilling:
+            self._since, self.busy_until = now, now + own_ms
+        elif self.busy_until < now:
+            self.behind_ms += own_ms  # what is sent there does not make it less late
+        else:
+            self.busy_until += own_ms
         self.prefilling += 1
         self.prefill_tokens += new_tokens
-        self._owed_ms += own_ms
-        self.busy_until = max(self.busy_until, now) + own_ms
 
     def would_hold(self, tokens: int, pieces: Pieces) -> int:
         """Tokens that are held once such a request has begun."""
         return self.held + tokens - pieces.tokens * sum(name in self._pieces for name in pieces.names)
 
-    def first_token(self, new_tokens: int, own_ms: float, dispatched: float, clock: Clock) -> Observation | None:
+    def first_token(self, new_tokens: int, own_ms: float, dispatched: float, clock: Clock, token_ms: float) -> Observation | None:
         """Its prompt is done: it is a stream from here on. May complete a measurement of the worker's speed."""
         now = clock.now
         self.computed_ms += own_ms
-        self._prefill_over(new_tokens, own_ms, now)
+        self.prefilling -= 1
+        self.prefill_tokens -= new_tokens
+        self._since, self.behind_ms = now, 0.0
+        self.busy_until = now + token_ms * self.prefill_tokens if self.prefilling else 0.0
         a, b, c = clock.youth(now)
         y1, y2, y3 = self.youth
         self.youth = (y1 + a, y2 + b, y3 + c)
@@ -165,7 +195,7 @@ class PlaceLoad:
                 del known[name]
         self.held -= tokens
         if first_token is None:
-            self._prefill_over(new_tokens, own_ms, clock.now)
+            self._never_computed(new_tokens, own_ms, clock.now)
         elif self.requests == self.prefilling:
             self.youth = (0.0, 0.0, 0.0)  # no streams: exactly nothing, so that idle workers tie
         else:
@@ -186,8 +216,13 @@ class PlaceLoad:
         y1, y2, y3 = self.youth
         self.youth = (y1 * factors[0], y2 * factors[1], y3 * factors[2])
 
-    def _prefill_over(self, new_tokens: int, own_ms: float, now: float) -> None:
+    def _never_computed(self, new_tokens: int, own_ms: float, now: float) -> None:
+        """No sign of life of the place: it stays as late as it is."""
         self.prefilling -= 1
         self.prefill_tokens -= new_tokens
-        self._owed_ms = self._owed_ms - own_ms if self.prefilling else 0.0
-        self.busy_until = now + self._owed_ms if self.prefilling else 0.0
+        if not self.prefilling:
+            self.busy_until = self.behind_ms = 0.0
+        elif self.busy_until < now:
+            self.behind_ms = max(0.0, self.behind_ms - own_ms)
+        else:
+            self.busy_until = max(now, self.busy_until - own_ms)

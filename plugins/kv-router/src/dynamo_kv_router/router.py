@@ -180,7 +180,10 @@ class KvRouter:
             price = preferred(price, candidates, request.hints.preferred_taints)
         ranked = sorted(price)  # faster than looking for the least of so many more than once
         chosen = self._chooser.choose(price, ranked, candidates, config.router_temperature)
-        return _Choice(candidates[chosen], prompt, overlap, explain(price, ranked, candidates, overlap.blocks, chosen))
+        place = candidates[chosen]
+        if 0 < place.busy_until < books.clock.now and books.doubt(candidates):
+            return self._choose(request, workers)  # once: then not all of them are so late
+        return _Choice(place, prompt, overlap, explain(price, ranked, candidates, overlap.blocks, chosen))
 
     def _affinity(self, config: KvRouterConfig) -> float:
         """A cached prompt saves its time and, where room in the caches is scarce, what it would push out elsewhere."""
@@ -320,7 +323,7 @@ class KvRouter:
             "requests": place.requests,
             "prefilling": place.prefilling,
             "prompt_tokens": place.tokens,
-            "wait_ms": round(max(0.0, place.busy_until - now), 3),
+            "wait_ms": round(place.wait_ms(now), 3),
             "blocks": self._caches.size(place),
             "kv_events": self._caches.listens(place),
         }

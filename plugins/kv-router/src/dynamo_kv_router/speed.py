@@ -24,14 +24,21 @@ class PrefillSpeed:
     scaled as a whole.
     """
 
-    __slots__ = ("_m", "_n", "_nm", "_nn", "_seen", "overhead_ms", "token_ms")
+    __slots__ = ("_m", "_n", "_nm", "_nn", "_seen", "_slower", "overhead_ms", "token_ms")
 
     def __init__(self) -> None:
         self.overhead_ms = _OVERHEAD_MS
         """Of a step that computes a prompt, whatever its length."""
         self.token_ms = _TOKEN_MS
+        self._slower = 1.0
         self._seen = 0.0
         self._n = self._nn = self._m = self._nm = 0.0
+
+    def slower(self, times: float) -> None:
+        """Prompts take so many times as long as they should, and are not done yet; holds until the next observation."""
+        self._slower *= times
+        self.overhead_ms *= times
+        self.token_ms *= times
 
     def predict(self, tokens: int) -> float:
         """Milliseconds on an idle worker."""
@@ -42,13 +49,14 @@ class PrefillSpeed:
         if tokens < 1 or ms <= 0:
             return
         if self._seen >= _TRUST:
-            expected = self.predict(tokens)
+            expected = self.predict(tokens) / self._slower
             ms = min(max(ms, expected / 5), expected * 5)
         self._seen = self._seen * _MEMORY + 1
         self._n = self._n * _MEMORY + tokens
         self._nn = self._nn * _MEMORY + tokens * tokens
         self._m = self._m * _MEMORY + ms
         self._nm = self._nm * _MEMORY + tokens * ms
+        self._slower = 1.0
         self._fit()
 
     def _fit(self) -> None:
