@@ -13,7 +13,7 @@ import pytest
 from dynamo_core.contracts import EngineContext
 from dynamo_core.errors import ConfigError
 from dynamo_vllm.args import changed_environment, engine_arguments, environment, event_addresses, one_sentence, run_folder
-from dynamo_vllm.guard import WORKER_PID
+from dynamo_vllm.guard import BACKGROUND, WORKER_PID
 
 
 @dataclasses.dataclass
@@ -102,10 +102,11 @@ def test_on_a_cpu_the_kv_space_is_always_set_and_cores_are_bound(monkeypatch: py
     assert 1 <= int(found["VLLM_CPU_KVCACHE_SPACE"]) <= 32
     assert found["VLLM_CPU_OMP_THREADS_BIND"] == "2,3"
     assert found[WORKER_PID] == str(os.getpid())
+    assert found[BACKGROUND] == "1"
     ranks = environment(context(cores=(0, 1, 2, 3)), {"tensor_parallel_size": 2}, cpu=True)
     assert ranks["VLLM_CPU_OMP_THREADS_BIND"] == "0,1|2,3"
     assert "VLLM_CPU_KVCACHE_SPACE" not in environment(context(), {"kv_cache_memory_bytes": 1 << 30}, cpu=True)
-    assert "VLLM_CPU_KVCACHE_SPACE" not in environment(context(), {}, cpu=False)
+    assert not {"VLLM_CPU_KVCACHE_SPACE", BACKGROUND} & environment(context(), {}, cpu=False).keys()
 
 
 def test_the_users_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +48,15 @@ async def test_info_tells_what_the_engine_is_made_of(vllm: Any) -> None:
     assert (info.context_length, info.block_size, info.max_num_seqs, info.kv_events) == (1024, 32, 4, True)
     assert info.total_kv_blocks == 96
     assert info.extra["vllm_version"].startswith("0.")
+
+
+async def test_on_a_cpu_its_processes_leave_time_to_all_others(vllm: Any) -> None:
+    (core,) = [child.pid for child in multiprocessing.active_children() if "EngineCore" in child.name]
+    workers = [int(pid) for pid in Path(f"/proc/{core}/task/{core}/children").read_text().split()]
+    spinning = [pid for pid in workers if "VLLM" in Path(f"/proc/{pid}/comm").read_text()]
+    assert spinning
+    assert {os.sched_getscheduler(pid) for pid in [core, *spinning] if pid} == {os.SCHED_IDLE}
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 async def test_greedy_output_is_the_same_again_cold_cached_and_beside_others(vllm: Any) -> None:

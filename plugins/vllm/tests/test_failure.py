@@ -96,7 +96,7 @@ class Program:
             sys.executable,
             self._script,
             self._model,
-            msgspec.json.encode(args),
+            msgspec.json.encode({"dtype": "float32", **args}),  # vLLM's bfloat16 is not for every processor
             *more,
             stdout=asyncio.subprocess.PIPE,
             stderr=self._stderr,
@@ -166,6 +166,20 @@ async def test_a_dead_engine_core_is_fatal_at_once_and_ends_its_streams(program:
         assert await program.line() == {"event": "stopped", "left": []}
         await process.wait()
     assert "AsyncLLM.__del__" not in program.stderr(), "something kept vLLM's engine to the interpreter's end"
+
+
+@pytest.mark.slow
+async def test_a_process_that_a_signal_ended_is_told_by_name(program: Program) -> None:
+    process = await program.start(max_model_len=4096)
+    assert (await program.line())["event"] == "streaming"
+    (computing,) = [pid for pid in children(process.pid) if "VLLM::Worker" in Path(f"/proc/{pid}/comm").read_text()]
+    os.kill(computing, signal.SIGILL)
+    fatal = await program.line()
+    while fatal["event"] != "fatal":  # vLLM ends the stream first
+        fatal = await program.line()
+    assert re.match(
+        r"vLLM's engine core has ended: its process \S+ was ended by SIGILL; with --engine-arg dtype", fatal["message"]
+    )
 
 
 @pytest.mark.slow

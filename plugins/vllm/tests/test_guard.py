@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamo_vllm.guard import OUTPUT, WORKER_PID, join_worker
+from dynamo_vllm.guard import BACKGROUND, OUTPUT, WORKER_PID, join_worker
 
 CHILD = "import time; from dynamo_vllm.guard import join_worker; join_worker(); print('joined', flush=True); time.sleep(60)"
 
@@ -68,3 +68,20 @@ def test_a_child_that_nobody_listens_to_keeps_its_output(tmp_path: Path) -> None
     code = "from dynamo_vllm.guard import join_worker; join_worker(); print('here')"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=30, check=True)
     assert done.stdout == b"here\n"
+
+
+@pytest.mark.parametrize(("asked", "policy"), [("1", os.SCHED_IDLE), ("0", os.SCHED_OTHER)])
+def test_a_child_gives_way_with_all_its_threads_where_it_is_asked_to(asked: str, policy: int) -> None:
+    code = """
+import os, threading
+from dynamo_vllm.guard import join_worker
+held = threading.Event()
+threading.Thread(target=held.wait).start()
+join_worker()
+threading.Thread(target=held.wait).start()
+print(*(os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")), flush=True)
+held.set()
+"""
+    environment = {**os.environ, WORKER_PID: str(os.getpid()), OUTPUT: "", BACKGROUND: asked}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, timeout=60)
+    assert set(map(int, found.stdout.split())) == {policy}

@@ -15,7 +15,7 @@ import msgspec
 
 from dynamo_core.contracts import EngineContext
 from dynamo_core.errors import ConfigError, StartupError
-from dynamo_vllm.guard import OUTPUT, WORKER_PID
+from dynamo_vllm.guard import BACKGROUND, OUTPUT, WORKER_PID
 
 __all__ = ["Addresses", "changed_environment", "engine_arguments", "environment", "event_addresses", "one_sentence", "run_folder"]
 
@@ -120,6 +120,7 @@ def environment(
     if not verbose:
         wanted |= {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     if cpu:
+        wanted[BACKGROUND] = "1"
         if arguments.get("kv_cache_memory_bytes") is None:
             # Unset, vLLM takes a share of all memory and may refuse to start.
             wanted["VLLM_CPU_KVCACHE_SPACE"] = str(_kv_space())

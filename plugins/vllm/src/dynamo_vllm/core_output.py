@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import threading
 from collections import deque
 from pathlib import Path
@@ -14,6 +15,7 @@ __all__ = ["CoreOutput"]
 _LINE = re.compile(r"^\((?P<process>[\w:]+)[^)]*\)\s?(?:(?P<level>[A-Z]+) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?")
 _ERROR = re.compile(r"^(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit): .+")
 _USELESS = re.compile(r"Engine core initialization failed|WorkerProc initialization failed|EngineCore failed|WorkerProc failed")
+_DEATH = re.compile(r"^Worker proc (?P<name>\S+) died unexpectedly \(exit code: -(?P<signal>\d+)\)")
 _LOUD = frozenset({"ERROR", "CRITICAL"})
 _KEPT = 60
 _CLOSE_SECONDS = 2.0
@@ -54,8 +56,12 @@ class CoreOutput:
         return (said or lines)[-count:]
 
     def cause(self) -> str | None:
-        """The error that the processes died of, as far as it can be told: the last that is not a mere consequence."""
-        errors = [line for line in self._kept() if _ERROR.match(line) and not _USELESS.search(line)]
+        """What the processes died of, as far as it can be told: a signal, or the last error that is not a mere consequence."""
+        lines = self._kept()
+        for line in lines:
+            if death := _DEATH.match(line):
+                return _obituary(death["name"], int(death["signal"]))
+        errors = [line for line in lines if _ERROR.match(line) and not _USELESS.search(line)]
         return errors[-1].partition(": ")[2] if errors else None
 
     def close(self) -> None:
@@ -96,3 +102,12 @@ class CoreOutput:
         if self._verbose or (self._started and (match is None or match["level"] in _LOUD)):
             with contextlib.suppress(OSError):
                 os.write(self._error, raw + b"\n")
+
+
+def _obituary(name: str, number: int) -> str:
+    try:
+        by = signal.Signals(number).name
+    except ValueError:
+        by = f"signal {number}"
+    hint = "; with --engine-arg dtype=float32 vLLM uses instructions that more processors have" if by == "SIGILL" else ""
+    return f"its process {name} was ended by {by}{hint}"
