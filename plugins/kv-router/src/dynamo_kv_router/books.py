@@ -182,7 +182,7 @@ class Books:
         self._changed(sent.place)
 
     def doubt(self, places: Iterable[PlaceLoad]) -> bool:
-        """Whether these, which all compute prompts, are all so late that prompts must take longer than is believed; if so, that is
+        """Whether all of these compute prompts and are so late that prompts must take longer than is believed; if so, that is
         believed from here on, until first tokens tell better. O(places).
 
         Else they would be told apart by when each of them began, and the latest to begin would get all that comes.

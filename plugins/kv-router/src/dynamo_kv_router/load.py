@@ -39,8 +39,8 @@ class PlaceLoad:
 
     __slots__ = (
         "_area", "_area_at", "_measured", "_measured_at", "_measured_from", "_pieces", "_since", "batch", "behind_ms",
-        "busy_until", "capacity", "computed_ms", "given", "held", "id", "place", "prefill_tokens", "prefilling", "rank", "requests", "several",
-        "taints", "tokens", "view", "youth",
+        "busy_until", "capacity", "computed_ms", "given", "held", "id", "place", "prefill_tokens", "prefilling", "rank",
+        "requests", "several", "taints", "tokens", "view", "youth",
     )  # fmt: skip
 
     def __init__(self, worker: WorkerView, rank: int = 0) -> None:
@@ -71,7 +71,7 @@ class PlaceLoad:
         self.prefill_tokens = 0
         """What is to be computed of their prompts."""
         self.busy_until = 0.0
-        """When the prompts should be done that were sent before that time; in the past when they are overdue, 0 without prompts."""
+        """When the prompts should be done that were sent by then; in the past when they are overdue, 0 without prompts."""
         self.behind_ms = 0.0
         """What was sent to an overdue place, and is to be computed after what it has not done yet."""
         self.youth = (0.0, 0.0, 0.0)

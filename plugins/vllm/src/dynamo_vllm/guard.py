@@ -3,7 +3,9 @@
 vLLM's engine core does not notice that the process which started it was killed: it would keep the model and the KV cache in
 memory for ever. On a CPU its processes spin on ``sched_yield`` while they wait for each other; a frontend on the same cores then
 got no time for up to 4 s at once (Linux 6.18, 2 cores, two engines). Of class ``SCHED_IDLE`` they give way as soon as
-anything else wants to run, and have all that is left. vLLM loads :func:`join_worker` in each of its processes, first thing (entry point group
+anything else wants to run, and have all that is left.
+
+vLLM loads :func:`join_worker` in each of its processes, first thing (entry point group
 ``vllm.general_plugins``).
 """
 
@@ -14,6 +16,7 @@ import os
 import select
 import signal
 import threading
+from pathlib import Path
 
 __all__ = ["BACKGROUND", "OUTPUT", "WORKER_PID", "join_worker"]
 
@@ -55,8 +58,8 @@ def _give_way() -> None:
     if not hasattr(os, "SCHED_IDLE"):
         return
     with contextlib.suppress(OSError):  # a sandbox: then they compete
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
 
 
 def _end_with(pid: int) -> None:
