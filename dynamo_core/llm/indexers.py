@@ -45,7 +45,12 @@ class _Slots:
 
     def drop(self, worker_id: int) -> None:
         for owner in [owner for owner in self.slots if owner[0] == worker_id]:
-            slot = self.slots.pop(owner)
+            self.void(owner)
+
+    def void(self, owner: tuple[int, int]) -> None:
+        """It has nothing."""
+        slot = self.slots.pop(owner, None)
+        if slot is not None:
             self.index.close(slot)
             del self._owners[slot]
 
@@ -65,16 +70,16 @@ class _Listener(_Slots):
         return [Hold(reason="nothing is routed here")] * len(requests)
 
     def kv_events(self, batch: KvBatch) -> None:
-        slot = self.of((batch.worker_id, batch.dp_rank))
+        owner = (batch.worker_id, batch.dp_rank)
         for event in batch.events:
             if isinstance(event, KvCleared):
-                self.index.clear(slot)
+                self.void(owner)
             elif event.tier == "device":
                 change = self.index.stored if isinstance(event, KvStored) else self.index.removed
-                change(slot, event.seq_hashes)
+                change(self.of(owner), event.seq_hashes)
 
     def kv_lost(self, worker_id: int, dp_rank: int) -> None:
-        self.index.clear(self.of((worker_id, dp_rank)))
+        self.void((worker_id, dp_rank))
 
     def worker_removed(self, worker_id: int) -> None:
         self.drop(worker_id)

@@ -39,7 +39,7 @@ def test_slots_are_the_bits(bits: int) -> None:
 
 lengths = st.integers(0, 90)
 changes = st.lists(
-    st.tuples(st.sampled_from(["store", "cut", "clear", "close"]), st.integers(0, 6), st.integers(0, 2), lengths), max_size=40
+    st.tuples(st.sampled_from(["store", "cut", "close"]), st.integers(0, 6), st.integers(0, 2), lengths), max_size=40
 )
 
 
@@ -56,9 +56,6 @@ def test_matches_are_those_of_a_naive_model(steps: list[tuple[str, int, int, int
             gone = hashes(of, 90)[max(5, blocks) :]
             index.removed(slot, gone)
             owned[slot].difference_update(gone)
-        elif what == "clear":
-            index.clear(slot)
-            owned[slot].clear()
         else:
             index.close(slot)
             assert index.open(10_000) == slot

@@ -7,8 +7,8 @@ told anew after a loss, on the truth.
 from __future__ import annotations
 
 import random
+import tracemalloc
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +64,12 @@ def tell(index: PrefixIndex, slot: int, events: list[KvEvent]) -> None:
         elif isinstance(event, KvRemoved):
             index.removed(slot, event.seq_hashes)
         elif isinstance(event, KvCleared):
-            index.clear(slot)
+            renew(index, slot)
+
+
+def renew(index: PrefixIndex, slot: int) -> None:
+    index.close(slot)
+    assert index.open(10_000) == slot
 
 
 def found(index: PrefixIndex, wanted: PromptHashes) -> dict[int, int]:
@@ -108,8 +113,7 @@ def test_with_every_event_in_order_the_index_is_the_truth(story: list[tuple[int,
     slots = [index.open(10_000) for _ in engines]
     for worker, what, family, length in story:
         if what == "leave":
-            index.close(slots[worker])
-            assert index.open(10_000) == slots[worker]
+            renew(index, slots[worker])
             engines[worker] = Engine(blocks)
         else:
             engine = engines[worker]
@@ -142,7 +146,7 @@ def test_lost_repeated_and_reordered_events_leave_it_equal_to_a_naive_model(
             apply(heard[to], events)
     agree(index, heard, whole=False)
     for slot, engine in enumerate(engines):  # the loss is noticed: what is known is void, and told anew
-        index.clear(slot)
+        renew(index, slot)
         lots.shuffle(told := [KvStored((name,)) for name in sorted(engine.truth)])
         tell(index, slot, told)
     agree(index, [engine.truth for engine in engines], whole=True)
@@ -165,19 +169,87 @@ def test_no_worker_has_more_than_its_limit(story: list[tuple[int, str, int, int]
     assert len(index) == 0
 
 
-def test_a_worker_leaves_in_time_proportional_to_its_own_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+class Unhurried(PrefixIndex):
+    """Sweeps nothing at once, and little for each change, as an index of millions of blocks does."""
+
+    _AT_ONCE, _FOR_EACH = 0, 1
+
+
+@settings(max_examples=500, deadline=None)
+@given(steps, st.integers(8, 80))
+def test_what_a_closed_slot_had_is_found_no_more_long_before_it_is_swept(
+    story: list[tuple[int, str, int, int]], blocks: int
+) -> None:
+    index = Unhurried()
+    engines = [Engine(blocks) for _ in range(WORKERS)]
+    slots = [index.open(10_000) for _ in engines]
+    for worker, what, family, length in story:
+        if what == "run":
+            for event in engines[worker].run(family, length):
+                tell(index, slots[worker], [event])
+        else:
+            index.close(slots[worker])
+            slots[worker] = index.open(10_000)
+            assert len(set(slots)) == WORKERS
+            engines[worker] = Engine(blocks)
+    for family in range(FAMILIES):
+        hashes = sequence_hashes(tokens(family, LENGTH), 1)
+        answer = found(index, PromptHashes(tokens(family, LENGTH), 1))
+        assert answer.keys() <= set(slots)
+        for slot, engine in zip(slots, engines, strict=True):
+            exact = next((i for i, name in enumerate(hashes) if name not in engine.truth), LENGTH)
+            assert answer.get(slot, 0) == exact
+            assert index.size(slot) == len(engine.truth)
+            assert set(index.blocks(slot)) == engine.truth
+    for name in range(3 * LENGTH * FAMILIES * WORKERS):  # traffic goes on
+        index.stored(slots[0], [-1 - name % 7])
+    assert len(index) == len(set().union(*(engine.truth for engine in engines), range(-7, 0)))
+
+
+def test_closing_a_slot_looks_at_no_block_and_changes_sweep_in_proportion_to_themselves() -> None:
     index = PrefixIndex()
     small, large = index.open(10**6), index.open(10**6)
     index.stored(large, range(100_000))
     index.stored(small, range(99_990, 100_010))
-    named: list[int] = []
-    removed = PrefixIndex.removed
-
-    def counting(self: PrefixIndex, slot: int, seq_hashes: list[int]) -> None:
-        named.append(len(seq_hashes))
-        removed(self, slot, seq_hashes)
-
-    monkeypatch.setattr(PrefixIndex, "removed", counting)
     index.close(small)
-    assert named == [20]
+    assert len(index) == 100_010
+    assert found(index, PromptHashes.of([100_000])) == {}
+    assert index.open(10**6) == 2, "the bit is still in use"
+    for _ in range(100_010 // 400 + 1):
+        index.stored(large, range(100))
     assert len(index) == 100_000
+    assert index.open(10**6) == small
+
+
+def test_names_that_no_prompt_has_do_no_harm() -> None:
+    index = PrefixIndex()
+    slot, other = index.open(10**6), index.open(10**6)
+    index.stored(slot, [-1, 2**64, *range(98)])
+    index.stored(other, [-1])
+    assert index.size(slot) == 100
+    index.removed(slot, [-1, -101])
+    index.close(slot)
+    assert len(index) == 1
+
+
+def test_a_block_that_is_named_twice_in_one_removal_is_counted_once() -> None:
+    index = PrefixIndex()
+    slot, other = index.open(100), index.open(100)
+    index.stored(slot, [1, 2, 3])
+    index.stored(other, [3])
+    index.removed(slot, [1, 1, 3, 3])
+    assert (index.size(slot), index.blocks(slot)) == (1, (2,))
+    assert (index.size(other), index.blocks(other)) == (1, (3,))
+
+
+def test_a_block_takes_less_than_110_bytes_however_many_of_8_workers_have_it() -> None:
+    for same in (True, False):
+        tracemalloc.start()
+        index = PrefixIndex()
+        for slot in [index.open(1 << 20) for _ in range(8)]:
+            lots = random.Random(0 if same else slot)
+            for _ in range(80):
+                index.stored(slot, [lots.getrandbits(64) for _ in range(64)])
+        size = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert size / len(index) < 110

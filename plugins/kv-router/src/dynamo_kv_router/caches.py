@@ -155,14 +155,18 @@ class Caches:
             self._owners[slot] = place
 
     def remove(self, places: Sequence[PlaceLoad]) -> None:
-        """O(blocks of the worker)."""
+        """O(1), and O(its blocks) where they are assumed or in slower tiers."""
         for place in places:
             self._assumed.pop(place, None)
-            self._slow.clear(place)
-            slot = self._slots.pop(place, None)
-            if slot is not None:
-                self._index.close(slot)
-                del self._owners[slot]
+            self._void(place)
+
+    def _void(self, place: PlaceLoad) -> None:
+        """It has nothing."""
+        self._slow.clear(place)
+        slot = self._slots.pop(place, None)
+        if slot is not None:
+            self._index.close(slot)
+            del self._owners[slot]
 
     def listens(self, place: PlaceLoad) -> bool:
         """KV events say what it has."""
@@ -183,29 +187,29 @@ class Caches:
     def take(self, batch: KvBatch, place: PlaceLoad) -> None:
         if place in self._assumed:
             return
-        slot = self._slots.get(place)
-        if slot is None:
-            slot = self._slots[place] = self._index.open(self._config.router_max_tree_size)
-            self._owners[slot] = place
         for event in batch.events:
             if isinstance(event, KvCleared):
-                self._index.clear(slot)
-                self._slow.clear(place)
+                self._void(place)
             elif event.tier != "device":
                 change = self._slow.stored if isinstance(event, KvStored) else self._slow.removed
                 change(place, event.tier, event.seq_hashes)
             elif isinstance(event, KvStored):
-                self._index.stored(slot, event.seq_hashes, keep=self._config.router_prune_target_ratio)
+                self._index.stored(self._slot(place), event.seq_hashes, keep=self._config.router_prune_target_ratio)
             elif isinstance(event, KvRemoved):
-                self._index.removed(slot, event.seq_hashes)
+                self._index.removed(self._slot(place), event.seq_hashes)
                 self.scarcity.evicted(event.seq_hashes)
 
     def lost(self, place: PlaceLoad) -> None:
         """Events were: what they said is void."""
+        if place not in self._assumed:
+            self._void(place)
+
+    def _slot(self, place: PlaceLoad) -> int:
         slot = self._slots.get(place)
-        if slot is not None and place not in self._assumed:
-            self._index.clear(slot)
-            self._slow.clear(place)
+        if slot is None:
+            slot = self._slots[place] = self._index.open(self._config.router_max_tree_size)
+            self._owners[slot] = place
+        return slot
 
     def expire(self, now: float) -> None:
         """Drop what is promised or assumed no longer; looks at the latter once a second."""
