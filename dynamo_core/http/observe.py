@@ -16,6 +16,7 @@ from dynamo_core.http.exchange import Exchange
 from dynamo_core.http.histogram import Histogram, HistogramChild, log_buckets
 from dynamo_core.http.route_debug import route_text
 from dynamo_core.plugins import Faults
+from dynamo_core.runtime.logging import PlainRecords
 from dynamo_core.serving.record import RequestRecord
 from dynamo_core.specs import MetricsContext
 
@@ -220,11 +221,14 @@ def _status(error_type: str) -> str:
 class AccessLog:
     """One INFO line an exchange; probes and scrapes are told at DEBUG."""
 
+    def __init__(self) -> None:
+        self._records = PlainRecords(_access)
+
     def __call__(self, exchange: Exchange) -> None:
         path = exchange.scope["path"]
         level = logging.DEBUG if path in _PROBES else logging.INFO
         if _access.isEnabledFor(level):
-            _access.log(level, "%s", self._line(exchange, path))
+            self._records.log(level, self._line(exchange, path))
 
     def _line(self, exchange: Exchange, path: str) -> str:
         method = cast("Any", exchange.scope)["method"]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import Any, NamedTuple, TextIO
 
 import msgspec
 
 from dynamo_core.errors import ConfigError
 
-__all__ = ["REQUEST_ID", "TRACE", "LogSpec", "configure_dynamo_logging", "parse_log_spec"]
+__all__ = ["REQUEST_ID", "TRACE", "LogSpec", "PlainRecords", "configure_dynamo_logging", "gather_lines", "parse_log_spec"]
 
 REQUEST_ID: ContextVar[str] = ContextVar("dynamo_request_id", default="")
 """The request that the running task or callback works for: set once a request, by the HTTP layer and by the request plane's
@@ -35,6 +37,7 @@ _NAMES = {
 }
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
 """What every record has; the rest was given as ``extra``."""
+_PLAIN = len(logging.makeLogRecord({}).__dict__)
 
 
 class LogSpec(NamedTuple):
@@ -80,8 +83,11 @@ def configure_dynamo_logging(
     logging.addLevelName(TRACE, "TRACE")
     root = logging.getLogger()
     for earlier in root.handlers:
-        for module in earlier.modules if isinstance(earlier, _Handler) else ():
-            logging.getLogger(module).setLevel(logging.NOTSET)
+        if isinstance(earlier, _Handler):
+            earlier.flush()
+            handler.gatherer = earlier.gatherer
+            for module in earlier.modules:
+                logging.getLogger(module).setLevel(logging.NOTSET)
     root.handlers[:] = [handler]
     root.setLevel(wanted.level)
     for module, level in wanted.modules.items():
@@ -89,23 +95,105 @@ def configure_dynamo_logging(
     logging.captureWarnings(capture=True)
 
 
+def gather_lines(loop: asyncio.AbstractEventLoop) -> None:
+    """From here on, lines of INFO and below that this thread logs are written together, 20 ms after the first of them at the
+    latest. A warning, a line of another thread and the end of the process write what is held. Call it in the loop's thread.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Handler):
+            handler.gatherer = _Gatherer(loop, threading.get_ident())
+
+
+class PlainRecords:
+    """One logger's lines by a shorter way than its methods: nobody looks for the caller, which is always the same."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._same = {level: logging.LogRecord(logger.name, level, "", 0, "", None, None).__dict__ for level in _NAMES}
+
+    def log(self, level: int, message: str) -> None:
+        """Ask first whether the level is enabled."""
+        created = time.time()
+        record = logging.LogRecord.__new__(logging.LogRecord)
+        record.__dict__ = self._same[level].copy()
+        record.__dict__.update(msg=message, created=created, msecs=int(created % 1 * 1000) + 0.0)
+        self._logger.handle(record)
+
+
+class _Gatherer(NamedTuple):
+    loop: asyncio.AbstractEventLoop
+    thread: int
+
+
 class _Handler(logging.StreamHandler[TextIO]):
+    _SECONDS = 0.02
+    _CHARACTERS = 1 << 16
+
     def __init__(self, stream: TextIO, modules: tuple[str, ...]) -> None:
         super().__init__(stream)
         self.modules = modules
         """Whose levels this configuration has set."""
+        self.gatherer: _Gatherer | None = None
+        self._held: list[str] = []
+        self._held_characters = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 - as any handler of logging's
+            self.handleError(record)
+            return
+        self._held += (line, self.terminator)
+        self._held_characters += len(line)
+        if self._patient(record) and self._held_characters < self._CHARACTERS:
+            if len(self._held) == 2 and self.gatherer is not None:
+                self.gatherer.loop.call_later(self._SECONDS, self.flush)
+            return
+        self.flush()
+
+    def flush(self) -> None:
+        self.acquire()
+        try:
+            held, self._held, self._held_characters = self._held, [], 0
+            if held:
+                self.stream.write("".join(held))
+                self.stream.flush()
+        except (OSError, ValueError):
+            pass  # a terminal that was closed must not end a server, and there is nobody to tell
+        finally:
+            self.release()
+
+    def _patient(self, record: logging.LogRecord) -> bool:
+        gatherer = self.gatherer
+        return (
+            gatherer is not None
+            and record.levelno <= logging.INFO
+            and threading.get_ident() == gatherer.thread
+            and not gatherer.loop.is_closed()
+        )
 
 
 def _level_name(record: logging.LogRecord) -> str:
     return "TRACE" if record.levelno <= TRACE else _NAMES.get(record.levelno, record.levelname)
 
 
-def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+class _Clock:
+    """RFC 3339 in UTC with milliseconds. What changes once a second is kept."""
+
+    def __init__(self) -> None:
+        self._second, self._text = 0, ""
+
+    def __call__(self, record: logging.LogRecord) -> str:
+        second = int(record.created)
+        if second != self._second or not self._text:
+            self._second, self._text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._text}.{int((record.created - second) * 1000):03}Z"
 
 
 def _extras(record: logging.LogRecord) -> dict[str, Any]:
-    extras = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+    extras = {}
+    if len(record.__dict__) != _PLAIN:
+        extras = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
     request = REQUEST_ID.get()
     if request:
         extras.setdefault("request", request)
@@ -115,11 +203,12 @@ def _extras(record: logging.LogRecord) -> dict[str, Any]:
 class _Readable(logging.Formatter):
     def __init__(self, process: str) -> None:
         super().__init__()
+        self._time = _Clock()
         self._process = f"{process} " if process else ""
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
-        line = f"{_time(record)} {_level_name(record):5} {self._process}{record.name}: {message}"
+        line = f"{self._time(record)} {_level_name(record):5} {self._process}{record.name}: {message}"
         for key, value in _extras(record).items():
             if key != "request" or str(value) not in message:  # many messages name their request by themselves
                 line += f" {key}={value}"
@@ -134,12 +223,13 @@ class _Readable(logging.Formatter):
 class _JsonLines(logging.Formatter):
     def __init__(self, process: str) -> None:
         super().__init__()
+        self._time = _Clock()
         self._process = process
         self._encode = msgspec.json.Encoder(enc_hook=str).encode
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": _time(record),
+            "time": self._time(record),
             "level": _level_name(record),
             "process": self._process,
             "target": record.name,

@@ -15,6 +15,7 @@ import msgspec
 import uvloop
 
 from dynamo_core.errors import StartupError
+from dynamo_core.runtime.logging import gather_lines
 from dynamo_core.runtime.signals import on_hangup, stop_on_signal
 from dynamo_core.supervisor.admin import ADMIN_SOCKET, ask_admin
 from dynamo_core.supervisor.control import Control, ForegroundControl, SupervisedControl
@@ -147,6 +148,7 @@ async def _run_frontend(order: Order, control: Control, *, supervised: bool) -> 
     from dynamo_core.http.frontend import run_frontend
 
     settings = order.settings
+    gather_lines(asyncio.get_running_loop())
     compiled = activate_for(order_settings(order), "frontend")
     host, port = settings.http_host, settings.http_port
     if not supervised:

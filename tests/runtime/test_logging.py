@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from dynamo_core.errors import ConfigError
-from dynamo_core.runtime.logging import TRACE, configure_dynamo_logging, parse_log_spec
+from dynamo_core.runtime.logging import TRACE, PlainRecords, configure_dynamo_logging, gather_lines, parse_log_spec
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +104,83 @@ def test_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None
     logging.getLogger("x").warning("no")
     logging.getLogger("x").error("yes")
     assert json.loads(stream.getvalue())["message"] == "yes"
+
+
+def test_gathered_lines_are_written_together_and_in_order() -> None:
+    stream = logged("info", process="")
+    loop = asyncio.new_event_loop()
+    log = logging.getLogger("test_logging")
+
+    def told() -> list[str]:
+        return [line.rsplit(": ", 1)[1] for line in stream.getvalue().splitlines()]
+
+    async def story() -> None:
+        gather_lines(loop)
+        log.info("1")
+        log.info("2")
+        assert told() == []
+        log.warning("3")
+        assert told() == ["1", "2", "3"], "a warning waits for nothing"
+        log.info("4")
+        await asyncio.to_thread(log.info, "5")
+        assert told()[3:] == ["4", "5"], "nor does another thread's line, which no timer of this loop may hold"
+        log.info("6")
+        while "6" not in told():
+            await asyncio.sleep(0.001)  # a timer of the handler's
+        log.info("x" * 70_000)
+        assert len(told()) == 7, "nor does much"
+        log.info("8")
+        configure_dynamo_logging("info", stream=stream)
+        assert len(told()) == 8, "nor does a line wait for a handler that goes"
+        log.info("9")
+        assert len(told()) == 8, "and the next one gathers as well"
+
+    loop.run_until_complete(story())
+    loop.close()
+    log.info("10")
+    assert told()[8:] == ["9", "10"]
+
+
+def test_what_is_held_is_written_at_the_end_of_the_process() -> None:
+    code = """
+import asyncio, logging
+from dynamo_core.runtime.logging import configure_dynamo_logging, gather_lines
+async def main():
+    configure_dynamo_logging("info")
+    gather_lines(asyncio.get_running_loop())
+    logging.getLogger("x").info("last words")
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.endswith("INFO  x: last words\n")
+
+
+def test_a_plain_record_is_as_any_other() -> None:
+    logger = logging.getLogger("test_logging.plain")
+    stream = logged("info")
+    logger.info("one")
+    PlainRecords(logger).log(logging.INFO, "one")
+    first, second = stream.getvalue().splitlines()
+    assert first.split(" ", 1)[1] == second.split(" ", 1)[1]
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    PlainRecords(logger).log(logging.INFO, "100 %s")
+    logger.removeHandler(handler)
+    (record,) = records
+    assert (record.getMessage(), record.name, record.levelname) == ("100 %s", "test_logging.plain", "INFO")
+    assert abs(record.created - time.time()) < 60
+    assert record.msecs == pytest.approx(record.created % 1 * 1000, abs=1)
+
+
+def test_times_are_utc_with_milliseconds() -> None:
+    stream = logged("info", process="")
+    handler = logging.getLogger().handlers[0]
+    for created in (0.0, 1_700_000_000.0019, 1_700_000_000.9996, 1_700_000_001.5):
+        record = logging.makeLogRecord({"name": "x", "levelno": 20, "msg": "m"})
+        record.created = created
+        handler.handle(record)
+    assert [line.split()[0] for line in stream.getvalue().splitlines()] == [
+        "1970-01-01T00:00:00.000Z", "2023-11-14T22:13:20.001Z", "2023-11-14T22:13:20.999Z", "2023-11-14T22:13:21.500Z",
+    ]  # fmt: skip
