@@ -9,6 +9,7 @@ from litestar import Litestar
 
 from dynamo_core.config import Settings
 from dynamo_core.http.admin import Health, Peers, busy_routes, health_routes, metrics_route, openapi_config, openapi_route
+from dynamo_core.http.body import LeanRequest
 from dynamo_core.http.errors import exception_handlers
 from dynamo_core.http.exchange import ExchangeLayer, remember_error
 from dynamo_core.http.gate import Preparer, gate
@@ -68,6 +69,7 @@ def create_app(
         guards=[guard for spec in specs for guard in spec.guards],
         exception_handlers=_handlers(body_limit, specs),
         after_exception=[remember_error],
+        request_class=LeanRequest,
         request_max_body_size=body_limit,
         openapi_config=openapi_config(),
         logging_config=None,

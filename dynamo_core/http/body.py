@@ -11,7 +11,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
-from litestar.connection import ASGIConnection
+from litestar.connection import ASGIConnection, Request
 from litestar.dto import AbstractDTO
 
 from dynamo_core.errors import InvalidRequest
@@ -19,7 +19,7 @@ from dynamo_core.errors import InvalidRequest
 if TYPE_CHECKING:
     from litestar.openapi.spec import Reference, Schema
 
-__all__ = ["JsonBody", "json_body"]
+__all__ = ["JsonBody", "LeanRequest", "json_body"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +42,17 @@ _NOUNS = {
     "null": "null",
 }
 _BOUNDS = {">=": "at least", "<=": "at most", ">": "greater than", "<": "less than", "==": "exactly"}
+
+
+class LeanRequest(Request[Any, Any, Any]):
+    """The one header that every body needs is looked for as it came: Litestar's own way decodes them all, 10 µs."""
+
+    @property
+    def content_length(self) -> int | None:
+        for name, value in self.scope["headers"]:
+            if name == b"content-length":
+                return int(value) if value.isdigit() else None
+        return None
 
 
 class JsonBody(AbstractDTO[T]):

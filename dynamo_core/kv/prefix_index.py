@@ -113,16 +113,13 @@ class PrefixIndex:
         Beyond the slot's limit the oldest go until the share ``keep`` of it is left.
         """
         has, where, bit = self._slot(slot), self._where, 1 << slot
-        run = dict.fromkeys(reversed(seq_hashes), bit)
-        if where.keys().isdisjoint(run):
-            where.update(run)
-            new = len(run)
-        else:
-            new = 0
+        run, known = seq_hashes[::-1], len(where)
+        held = list(map(where.setdefault, run, repeat(bit)))
+        new = len(where) - known
+        if new < len(run):  # somebody had some of them, or one is named twice
             before, after = 0, bit  # the blocks of a run nearly always have the same owners: one integer for all of them
-            for seq_hash in run:
-                owners = where.get(seq_hash, 0)
-                if not owners & bit:
+            for seq_hash, owners in zip(run, held, strict=True):
+                if not owners & bit and not where[seq_hash] & bit:
                     if owners is not before:
                         before, after = owners, owners | bit
                     where[seq_hash] = after

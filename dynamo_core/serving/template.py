@@ -44,7 +44,8 @@ class ChatTemplate:
             try:
                 tree = environment.parse(text)
                 self._takes_parts[name] = _takes_parts(tree)
-                self._compiled[name] = environment.from_string(tree)
+                self._compiled[name] = template = environment.from_string(tree)
+                template.globals = dict(template.globals)  # a ChainMap otherwise, which Python would walk for each prompt
             except jinja2.TemplateSyntaxError as error:
                 self._reasons[name] = f"has a syntax error in line {error.lineno}: {error.message}"
 
