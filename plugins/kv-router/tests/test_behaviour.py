@@ -92,6 +92,17 @@ def test_workers_much_slower_than_believed_share_what_arrives_before_their_first
     assert min(loads) >= 40
 
 
+def test_a_worker_that_hangs_gets_nothing_while_another_serves_and_slows_nobodys_belief(make_fleet: Any) -> None:
+    lots, fleet = random.Random(9), make_fleet(2)
+    for _ in range(20):
+        fleet.serve(prompt(lots, 500))
+    believed = fleet.router.state()["prefill"]
+    _, route = fleet.send(prompt(lots, 500))
+    served = Counter(fleet.serve(prompt(lots, 500)).worker_id for _ in range(50))
+    assert served == {3 - route.worker_id: 50}
+    assert fleet.router.state()["prefill"] == pytest.approx(believed, rel=0.05)
+
+
 def test_but_a_worker_that_can_do_it_alone_keeps_what_it_has(make_fleet: Any) -> None:
     lots = random.Random(3)
     hot = prompt(lots, 1600)
