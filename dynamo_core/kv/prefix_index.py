@@ -50,9 +50,9 @@ class _Count:
 
 
 class PrefixIndex:
-    """Every change costs O(blocks named); memory is bounded by ``limit`` blocks a slot.
+    """Changes cost O(blocks named), but for what ``stored`` and ``close`` say; memory is bounded by ``limit`` blocks a slot.
 
-    A block takes about 85 bytes, however many slots have it; of an expiring slot 80 each on top.
+    A block takes about 80 bytes, however many slots have it; of an expiring slot 80 each on top.
     """
 
     _AT_ONCE = 4096
@@ -65,16 +65,16 @@ class PrefixIndex:
         self._slots: list[_Count | BlockOrder | None] = []
         self._open = 0
         """The bits of the slots that are."""
-        self._closed = 0
-        """Bits of slots that were, as long as blocks may have them."""
+        self._closed = self._waiting = 0
+        """Bits of slots that were, as long as blocks may have them: those that are being swept, and those for the next sweep."""
         self._unswept: list[int] | None = None
-        """The blocks that may; ``None``: all."""
+        """The blocks that the sweep has not looked at; ``None`` before it begins."""
 
     def open(self, limit: int, *, expiring: bool = False) -> int:
         """A slot for one worker's rank. ``expiring``: nobody says when its blocks leave. They are stored with a time and leave by
         :meth:`expire`, and what is stored again becomes the latest; else the order is roughly that in which they came.
         """
-        taken = self._open | self._closed
+        taken = self._open | self._closed | self._waiting
         slot = (~taken & (taken + 1)).bit_length() - 1
         self._slots += [None] * (slot + 1 - len(self._slots))
         self._slots[slot] = BlockOrder(limit) if expiring else _Count(limit)
@@ -89,10 +89,15 @@ class PrefixIndex:
         if isinstance(has, BlockOrder):
             self._take(1 << slot, has.drain())
         elif has.size:
-            self._closed |= 1 << slot
-            self._unswept = None
-            if len(self._where) <= self._AT_ONCE:
-                self._sweep(self._AT_ONCE)
+            if self._unswept is None:
+                self._closed |= 1 << slot
+            else:
+                self._waiting |= 1 << slot
+        if not self._open:
+            self._where.clear()
+            self._closed, self._waiting, self._unswept = 0, 0, None
+        while self._closed and len(self._where) <= self._AT_ONCE:
+            self._sweep(self._AT_ONCE)
 
     def size(self, slot: int) -> int:
         """Blocks of the slot."""
@@ -110,7 +115,8 @@ class PrefixIndex:
     def stored(self, slot: int, seq_hashes: Sequence[int], expiry: float = 0.0, *, keep: float = 0.8) -> None:
         """The slot has these (again), given in chain order and noted from the last, so that a prefix outlives what builds on it.
 
-        Beyond the slot's limit the oldest go until the share ``keep`` of it is left.
+        Beyond the slot's limit some go until the share ``keep`` of it is left: of an expiring slot the oldest, else first those that
+        nobody else has, by their age, and 0.95 is left at most, since looking for them is O(all blocks).
         """
         has, where, bit = self._slot(slot), self._where, 1 << slot
         run, known = seq_hashes[::-1], len(where)
@@ -131,9 +137,10 @@ class PrefixIndex:
         if self._closed:
             self._sweep(self._FOR_EACH * len(run))
         if has.size > has.limit:
-            gone = has.size - int(has.limit * keep)
-            oldest = self._oldest(bit, gone) if isinstance(has, _Count) else has.oldest(gone)
-            self.removed(slot, oldest)
+            if isinstance(has, _Count):
+                self.removed(slot, self._dispensable(bit, has.size - int(has.limit * min(keep, 0.95))))
+            else:
+                self.removed(slot, has.oldest(has.size - int(has.limit * keep)))
 
     def removed(self, slot: int, seq_hashes: Sequence[int]) -> None:
         """The slot has these no longer; unknown ones are ignored."""
@@ -189,7 +196,7 @@ class PrefixIndex:
 
     def _take(self, bit: int, seq_hashes: Sequence[int]) -> int:
         """The bit from these blocks. Returns how many had it."""
-        where = self._where
+        where, others = self._where, self._open & ~bit
         popped = list(map(where.pop, seq_hashes, repeat(0)))
         if popped.count(bit) == len(popped):  # nobody else had them, and each is named once
             return len(popped)
@@ -197,20 +204,24 @@ class PrefixIndex:
         for seq_hash, owners in zip(seq_hashes, popped, strict=True):
             if owners & bit:
                 gone += 1
-                if owners is not before:
-                    before, after = owners, owners & ~bit
-                if after:
-                    where[seq_hash] = after
-            elif owners:
-                where[seq_hash] = owners
+            if owners is not before:  # the blocks of a run nearly always have the same owners: one integer for all of them
+                before, after = owners, owners & others
+            if after:
+                where[seq_hash] = after
         return gone
 
-    def _oldest(self, bit: int, count: int) -> list[int]:
-        """Of a slot, by when anyone first told of them."""
-        return list(islice((seq_hash for seq_hash, owners in self._where.items() if owners & bit), count))
+    def _dispensable(self, bit: int, count: int) -> list[int]:
+        """Of a slot: the oldest that nobody else has, then those that were shared last, since prefixes are shared first."""
+        where, others = self._where, self._open & ~bit
+        alone = (seq_hash for seq_hash, owners in where.items() if owners & bit and not owners & others)
+        found = list(islice(alone, count))
+        if len(found) < count:
+            shared = (seq_hash for seq_hash, owners in reversed(where.items()) if owners & bit and owners & others)
+            found += islice(shared, count - len(found))
+        return found
 
     def _sweep(self, count: int) -> None:
-        """Look at so many of the blocks that may have a closed slot's bit."""
+        """Look at so many of the blocks that may have a closed slot's bit. A sweep that has begun is ended before the next."""
         where, closed = self._where, self._closed
         if self._unswept is None:
             self._unswept = list(where)
@@ -224,7 +235,7 @@ class PrefixIndex:
                     del where[seq_hash]
         del unswept[first:]
         if not first:
-            self._closed = 0
+            self._closed, self._waiting, self._unswept = self._waiting, 0, None
 
     def _slot(self, slot: int) -> _Count | BlockOrder:
         has = self._slots[slot]

@@ -101,7 +101,7 @@ def gather_lines(loop: asyncio.AbstractEventLoop) -> None:
     """
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Handler):
-            handler.gatherer = _Gatherer(loop, threading.get_ident())
+            handler.gatherer = _Gatherer(loop, threading.get_ident(), os.getpid())
 
 
 class PlainRecords:
@@ -123,6 +123,8 @@ class PlainRecords:
 class _Gatherer(NamedTuple):
     loop: asyncio.AbstractEventLoop
     thread: int
+    process: int
+    """A fork has the thread's number and no such loop."""
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -158,8 +160,8 @@ class _Handler(logging.StreamHandler[TextIO]):
             if held:
                 self.stream.write("".join(held))
                 self.stream.flush()
-        except (OSError, ValueError):
-            pass  # a terminal that was closed must not end a server, and there is nobody to tell
+        except Exception:  # noqa: BLE001, S110  # a terminal that was closed must not end a server, and there is nobody to tell
+            pass
         finally:
             self.release()
 
@@ -169,6 +171,7 @@ class _Handler(logging.StreamHandler[TextIO]):
             gatherer is not None
             and record.levelno <= logging.INFO
             and threading.get_ident() == gatherer.thread
+            and os.getpid() == gatherer.process
             and not gatherer.loop.is_closed()
         )
 

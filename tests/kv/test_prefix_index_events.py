@@ -221,6 +221,46 @@ def test_closing_a_slot_looks_at_no_block_and_changes_sweep_in_proportion_to_the
     assert index.open(10**6) == small
 
 
+def test_slots_that_are_closed_during_a_sweep_wait_for_the_next_and_no_sweep_begins_anew() -> None:
+    index = Unhurried()
+    keeper = index.open(10**6)
+    index.stored(keeper, range(1000))
+    others = [index.open(10**6) for _ in range(20)]
+    for slot in others:
+        index.stored(slot, range(500, 1500))
+    for slot in others:
+        index.close(slot)
+        index.stored(keeper, range(150))
+        assert index.open(10**6) not in others[others.index(slot) :], "bits are free again after two sweeps at most"
+    for _ in range(3 * 1500 // 150):
+        index.stored(keeper, range(150))
+    assert len(index) == 1000
+    assert index.size(keeper) == 1000
+
+
+def test_an_index_without_slots_is_empty_at_once() -> None:
+    index = Unhurried()
+    slots = [index.open(10**6) for _ in range(3)]
+    for slot in slots:
+        index.stored(slot, range(5000))
+    for slot in slots:
+        index.close(slot)
+    assert len(index) == 0
+    assert index.open(10) == 0
+
+
+def test_at_its_limit_a_slot_keeps_what_others_share_with_it_and_of_that_the_beginning() -> None:
+    index = PrefixIndex()
+    other, slot = index.open(100), index.open(10)
+    index.stored(other, [1, 2, 3])
+    index.stored(slot, [1, 2, 3, 4, 5, 6, 7])
+    index.stored(slot, [21, 22, 23, 24], keep=0.5)
+    assert set(index.blocks(slot)) == {1, 2, 3, 21, 22}
+    index.stored(slot, [31, 32, 33, 34, 35, 36], keep=0.2)
+    assert set(index.blocks(slot)) == {1, 2}
+    assert index.size(other) == 3
+
+
 def test_names_that_no_prompt_has_do_no_harm() -> None:
     index = PrefixIndex()
     slot, other = index.open(10**6), index.open(10**6)

@@ -148,12 +148,12 @@ def test_first_tokens_of_one_step_are_one_observation() -> None:
     load = PlaceLoad(WorkerView(1, CARD))
     for _ in range(3):
         load.begin(100, 100, 5.0, 0.0)
-    clock.tick(40.0)
-    assert load.first_token(100, 5.0, 0.0, clock, 0.05) is None
-    clock.tick(40.5)
-    assert load.first_token(60, 5.0, 0.0, clock, 0.05) is None
-    clock.tick(60.0)
-    assert load.first_token(80, 5.0, 0.0, clock, 0.05) == (160, 40.5)
+    seen = []
+    for now, tokens in ((40.0, 100), (40.5, 60), (60.0, 80)):
+        clock.tick(now)
+        seen.append(load.measured(now))
+        load.first_token(tokens, 5.0, 0.0, clock, 0.05)
+    assert seen == [None, None, (160, 40.5)]
     assert load.measured(70.0) == (80, 19.5)
     assert load.measured(80.0) is None
     assert load.busy_until == 0

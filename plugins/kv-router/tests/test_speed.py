@@ -84,13 +84,18 @@ def test_no_answers_push_the_price_far_from_the_guess() -> None:
     assert slower.sober(0.018) == 0.018 * 4
 
 
-def test_a_doubt_holds_until_the_next_observation_and_does_not_widen_what_is_believed_of_it() -> None:
+def test_a_doubt_holds_until_a_prompt_is_done_and_does_not_widen_what_is_believed_of_it() -> None:
     speed, steady = PrefillSpeed(), PrefillSpeed()
     for tokens in (100, 1000) * 10:
         for one in (speed, steady):
             one.observe(tokens, 10 + 0.05 * tokens)
-    speed.slower(50.0)
+    speed.slower(5.0)
+    speed.slower(10.0)
     assert speed.predict(1000) == pytest.approx(50 * steady.predict(1000))
+    assert speed.trust()
+    assert not speed.trust()
+    assert speed.predict(1000) == pytest.approx(steady.predict(1000))
+    speed.slower(50.0)
     for one in (speed, steady):
         one.observe(1000, 10_000.0)
     assert speed.predict(1000) == pytest.approx(steady.predict(1000))

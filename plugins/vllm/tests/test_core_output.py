@@ -32,6 +32,20 @@ def say(output: CoreOutput, text: str) -> None:
         pipe.write(text)
 
 
+@pytest.mark.parametrize(
+    ("before", "number", "cause"),
+    [
+        ("RuntimeError: NCCL is lost\n", 6, "its process VllmWorker-1 was ended by SIGABRT, after: RuntimeError: NCCL is lost"),
+        ("", 99, "its process VllmWorker-1 was ended by signal 99"),
+    ],
+)
+def test_a_death_by_signal_is_told_with_the_error_before_it(output: CoreOutput, before: str, number: int, cause: str) -> None:
+    death = f"Worker proc VllmWorker-1 died unexpectedly (exit code: -{number}), shutting down executor.\n"
+    say(output, f"{before}{death}asyncio.exceptions.CancelledError: cancelled\n")
+    output.close()
+    assert output.cause() == cause
+
+
 def test_the_cause_and_the_last_lines_of_a_failed_start_are_told_and_nothing_printed(
     output: CoreOutput, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, KeysView
+from collections.abc import Callable, Hashable, KeysView
 
 from dynamo_core.contracts import WorkerView
 from dynamo_kv_router.config import KvRouterConfig
@@ -18,8 +18,8 @@ _OUTPUT_STEP = 16
 _GUESS = 0.86
 """What a running token costs an answer until answers were seen, in times that it takes to compute one."""
 
-_DOUBT = 2.0
-"""In times of what prompts should take; what is late by less is noise."""
+_DOUBT = 4.0
+"""In times of what prompts should take; what is late by less may be a full step."""
 
 
 class Sent:
@@ -148,7 +148,10 @@ class Books:
             return
         self.tick()
         sent.first_token = self.clock.now
-        self._learn(sent.place.first_token(sent.new_tokens, sent.own_ms, sent.at, self.clock, self.speed.token_ms))
+        if self.speed.trust():
+            self.running_ms = self._running_ms()
+        self._learn(sent.place.measured(self.clock.now))
+        sent.place.first_token(sent.new_tokens, sent.own_ms, sent.at, self.clock, self.speed.token_ms)
         sent.area, sent.computed_ms = sent.place.area(self.clock.now), sent.place.computed_ms
         self._changed(sent.place)
 
@@ -178,23 +181,24 @@ class Books:
             if sent.generated:
                 self.answer.observe(sent.generated)
         held = sent.tokens + sent.expected
-        sent.place.end(held, sent.new_tokens, sent.own_ms, sent.first_token, self.clock, sent.pieces)
+        own_ms = sent.new_tokens * self.speed.token_ms
+        sent.place.end(held, sent.new_tokens, own_ms, sent.first_token, self.clock, sent.pieces)
         self._changed(sent.place)
 
-    def doubt(self, places: Iterable[PlaceLoad]) -> bool:
-        """Whether all of these compute prompts and are so late that prompts must take longer than is believed; if so, that is
-        believed from here on, until first tokens tell better. O(places).
+    def doubt(self) -> bool:
+        """Whether all places compute prompts and are so late that prompts must take longer than is believed; if so, that is
+        believed from here on, until a first token comes. O(places).
 
         Else they would be told apart by when each of them began, and the latest to begin would get all that comes.
         """
-        now = self.clock.now
-        times = min(place.slowness(now) for place in places)
+        now, step_ms = self.clock.now, self.speed.overhead_ms
+        times = min(place.slowness(now, step_ms) for place in self.places)
         if times < _DOUBT:
             return False
         self.speed.slower(times)
         self.running_ms = self._running_ms()
         for place in self.places:
-            place.slower(times)
+            place.slower(times, now)
         self.rows = [self._row(place) for place in self.places]
         return True
 

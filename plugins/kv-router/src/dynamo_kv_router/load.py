@@ -109,17 +109,19 @@ class PlaceLoad:
         left = self.busy_until - now
         return left if left > 0 else self.behind_ms - left
 
-    def slowness(self, now: float) -> float:
-        """How many times as long as it should its prompts take already; 1 while they are in time."""
+    def slowness(self, now: float, step_ms: float) -> float:
+        """How many times as long as they should its prompts take already, ``step_ms`` at least; 1 while they are in time."""
         if not self.busy_until or self.busy_until >= now:
             return 1.0
-        return (now - self._since) / (self.busy_until - self._since)
+        return (now - self._since) / max(self.busy_until - self._since, step_ms, _SAME_STEP_MS)
 
-    def slower(self, times: float) -> None:
+    def slower(self, times: float, now: float) -> None:
         """Prompts are believed to take so many times as long."""
         if self.busy_until:
             self.busy_until = self._since + (self.busy_until - self._since) * times
             self.behind_ms *= times
+            if self.busy_until >= now:
+                self.busy_until, self.behind_ms = self.busy_until + self.behind_ms, 0.0
 
     def begin(self, tokens: int, new_tokens: int, own_ms: float, now: float, pieces: Pieces = NO_PIECES) -> None:
         """A request was sent there that will hold ``tokens``, the ``pieces`` among them. O(pieces)."""
@@ -146,8 +148,8 @@ class PlaceLoad:
         """Tokens that are held once such a request has begun."""
         return self.held + tokens - pieces.tokens * sum(name in self._pieces for name in pieces.names)
 
-    def first_token(self, new_tokens: int, own_ms: float, dispatched: float, clock: Clock, token_ms: float) -> Observation | None:
-        """Its prompt is done: it is a stream from here on. May complete a measurement of the worker's speed."""
+    def first_token(self, new_tokens: int, own_ms: float, dispatched: float, clock: Clock, token_ms: float) -> None:
+        """Its prompt is done: it is a stream from here on. Ask first what was :meth:`measured`."""
         now = clock.now
         self.computed_ms += own_ms
         self.prefilling -= 1
@@ -157,14 +159,12 @@ class PlaceLoad:
         a, b, c = clock.youth(now)
         y1, y2, y3 = self.youth
         self.youth = (y1 + a, y2 + b, y3 + c)
-        seen = self.measured(now)
         if self._measured:
             self._measured += new_tokens
         else:
             self._measured = new_tokens
             self._measured_from = max(dispatched, self._measured_at)
         self._measured_at = now
-        return seen
 
     def area(self, now: float) -> float:
         """Tokens × milliseconds that ran there, since ever."""
@@ -181,7 +181,8 @@ class PlaceLoad:
     def end(
         self, tokens: int, new_tokens: int, own_ms: float, first_token: float | None, clock: Clock, pieces: Pieces = NO_PIECES
     ) -> None:
-        """The request is gone, in whatever way, and gives back ``tokens`` and the ``pieces`` that it began with."""
+        """The request is gone, in whatever way, and gives back ``tokens`` and the ``pieces`` that it began with. ``own_ms``: what
+        its prompt would take by what is believed now."""
         self.area(clock.now)
         self.requests -= 1
         self.tokens -= tokens

@@ -35,10 +35,19 @@ class PrefillSpeed:
         self._n = self._nn = self._m = self._nm = 0.0
 
     def slower(self, times: float) -> None:
-        """Prompts take so many times as long as they should, and are not done yet; holds until the next observation."""
+        """Prompts take so many times as long as they should, and none is done yet; holds until :meth:`trust`."""
         self._slower *= times
         self.overhead_ms *= times
         self.token_ms *= times
+
+    def trust(self) -> bool:
+        """A prompt is done: what was learned holds again. Whether something else was believed."""
+        doubted = self._slower != 1.0
+        if doubted:
+            self.overhead_ms /= self._slower
+            self.token_ms /= self._slower
+            self._slower = 1.0
+        return doubted
 
     def predict(self, tokens: int) -> float:
         """Milliseconds on an idle worker."""
@@ -48,15 +57,15 @@ class PrefillSpeed:
         """A worker computed so many prompt tokens in this time, and nothing else of ours."""
         if tokens < 1 or ms <= 0:
             return
+        self.trust()
         if self._seen >= _TRUST:
-            expected = self.predict(tokens) / self._slower
+            expected = self.predict(tokens)
             ms = min(max(ms, expected / 5), expected * 5)
         self._seen = self._seen * _MEMORY + 1
         self._n = self._n * _MEMORY + tokens
         self._nn = self._nn * _MEMORY + tokens * tokens
         self._m = self._m * _MEMORY + ms
         self._nm = self._nm * _MEMORY + tokens * ms
-        self._slower = 1.0
         self._fit()
 
     def _fit(self) -> None:

@@ -58,10 +58,11 @@ class CoreOutput:
     def cause(self) -> str | None:
         """What the processes died of, as far as it can be told: a signal, or the last error that is not a mere consequence."""
         lines = self._kept()
-        for line in lines:
-            if death := _DEATH.match(line):
-                return _obituary(death["name"], int(death["signal"]))
-        errors = [line for line in lines if _ERROR.match(line) and not _USELESS.search(line)]
+        at, death = next(((i, found) for i, line in enumerate(lines) if (found := _DEATH.match(line))), (len(lines), None))
+        errors = [line for line in lines[:at] if _ERROR.match(line) and not _USELESS.search(line)]
+        if death is not None:
+            text = _obituary(death["name"], int(death["signal"]))
+            return f"{text}, after: {errors[-1]}" if errors else text
         return errors[-1].partition(": ")[2] if errors else None
 
     def close(self) -> None:

@@ -57,8 +57,8 @@ def _give_way() -> None:
     """Threads to come take it over."""
     if not hasattr(os, "SCHED_IDLE"):
         return
-    with contextlib.suppress(OSError):  # a sandbox: then they compete
-        for thread in Path("/proc/self/task").iterdir():
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has ended, or a sandbox: then they compete
             os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
 
 
