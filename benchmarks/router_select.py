@@ -180,7 +180,7 @@ def print_index(same: bool) -> None:
     print(
         f"8 workers × {INDEXED:,}, each {'the same blocks' if same else 'blocks of its own'}: {size / stored:.0f} bytes a block "
         f"and worker, {size / len(weighed):.0f} a different block; {speed:.1f} million blocks stored a second; "
-        f"a worker leaves in {gone:.0f} µs, and while blocks come and go {swept:.2f} µs a block of the index are spent on sweeping"
+        f"a worker leaves in {gone:.0f} µs, and {swept:.2f} µs a block of the index go to sweeping while others come"
     )
 
 

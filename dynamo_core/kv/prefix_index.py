@@ -11,7 +11,7 @@ from the blocks little by little, while others come and go; until then it is not
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import compress, islice, repeat
+from itertools import chain, compress, islice, repeat
 from typing import NamedTuple
 
 from dynamo_core.kv.block_order import BlockOrder
@@ -115,8 +115,8 @@ class PrefixIndex:
     def stored(self, slot: int, seq_hashes: Sequence[int], expiry: float = 0.0, *, keep: float = 0.8) -> None:
         """The slot has these (again), given in chain order and noted from the last, so that a prefix outlives what builds on it.
 
-        Beyond the slot's limit some go until the share ``keep`` of it is left: of an expiring slot the oldest, else first those that
-        nobody else has, by their age, and 0.95 is left at most, since looking for them is O(all blocks).
+        Beyond the slot's limit some go until the share ``keep`` of it is left: of an expiring slot the oldest, else those first
+        that nobody else has, by their age. Looking for these is O(all blocks), hence at most 0.95 is left.
         """
         has, where, bit = self._slot(slot), self._where, 1 << slot
         run, known = seq_hashes[::-1], len(where)
@@ -211,14 +211,11 @@ class PrefixIndex:
         return gone
 
     def _dispensable(self, bit: int, count: int) -> list[int]:
-        """Of a slot: the oldest that nobody else has, then those that were shared last, since prefixes are shared first."""
-        where, others = self._where, self._open & ~bit
-        alone = (seq_hash for seq_hash, owners in where.items() if owners & bit and not owners & others)
-        found = list(islice(alone, count))
-        if len(found) < count:
-            shared = (seq_hash for seq_hash, owners in reversed(where.items()) if owners & bit and owners & others)
-            found += islice(shared, count - len(found))
-        return found
+        """Of a slot: the oldest that nobody else has, then the oldest of the others, since it is prefixes that many have."""
+        items, others = self._where.items(), self._open & ~bit
+        alone = (seq_hash for seq_hash, owners in items if owners & bit and not owners & others)
+        shared = (seq_hash for seq_hash, owners in items if owners & bit and owners & others)
+        return list(islice(chain(alone, shared), count))
 
     def _sweep(self, count: int) -> None:
         """Look at so many of the blocks that may have a closed slot's bit. A sweep that has begun is ended before the next."""

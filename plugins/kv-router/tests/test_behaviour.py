@@ -80,16 +80,20 @@ def test_one_hot_prefix_does_not_overload_one_worker(make_fleet: Any) -> None:
     assert max(late.values()) < 1.5 * 50
 
 
-def test_workers_much_slower_than_believed_share_what_arrives_before_their_first_tokens(make_fleet: Any) -> None:
+@pytest.mark.parametrize("every", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("tokens", [30, 300])
+def test_workers_much_slower_than_believed_share_what_arrives_before_their_first_tokens(
+    make_fleet: Any, every: float, tokens: int
+) -> None:
     """An engine that compiles at its first prompt, or steps that take seconds: whom the last one went to is no less late."""
     lots = random.Random(8)
-    common, fleet = prompt(lots, 64), make_fleet(2)
-    for _ in range(100):
-        fleet.send(prompt(lots, 30, common))
-        fleet.now += 0.1
+    common, fleet = prompt(lots, 64), make_fleet(3)
+    for _ in range(120):
+        fleet.send(prompt(lots, tokens, common))
+        fleet.now += every
     loads = [worker["requests"] for worker in fleet.router.state()["workers"].values()]
-    assert sum(loads) == 100
-    assert min(loads) >= 40
+    assert sum(loads) == 120
+    assert min(loads) >= 36
 
 
 def test_a_worker_that_hangs_gets_nothing_while_another_serves_and_slows_nobodys_belief(make_fleet: Any) -> None:
@@ -124,7 +128,7 @@ def test_workers_that_are_busy_and_in_time_are_not_doubted(make_fleet: Any) -> N
                 fleet.router.finished(done, worker, "completed")
         if step >= 50:
             believed.append(fleet.router.state()["prefill"]["token_ms"])
-    assert max(believed) < 4 * min(believed)
+    assert max(believed) < 0.1, "it is 0.033 nearly all the time"
 
 
 def test_what_is_taken_from_workers_that_were_doubted_leaves_no_trace(make_fleet: Any) -> None:

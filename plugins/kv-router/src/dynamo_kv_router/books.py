@@ -20,6 +20,8 @@ _GUESS = 0.86
 
 _DOUBT = 4.0
 """In times of what prompts should take; what is late by less may be a full step."""
+_FURTHER = 1.1
+"""From then on: between two corrections the latest to begin gets all."""
 
 
 class Sent:
@@ -185,15 +187,18 @@ class Books:
         sent.place.end(held, sent.new_tokens, own_ms, sent.first_token, self.clock, sent.pieces)
         self._changed(sent.place)
 
-    def doubt(self) -> bool:
-        """Whether all places compute prompts and are so late that prompts must take longer than is believed; if so, that is
-        believed from here on, until a first token comes. O(places).
+    def doubt(self, chosen: PlaceLoad) -> bool:
+        """Whether this place, and all others, are so late that prompts must take longer than is believed; if so, that is believed
+        from here on, until a first token comes. O(1) where this one is in time, else O(places).
 
         Else they would be told apart by when each of them began, and the latest to begin would get all that comes.
         """
         now, step_ms = self.clock.now, self.speed.overhead_ms
+        least = _FURTHER if self.speed.doubted else _DOUBT
+        if chosen.slowness(now, step_ms) < least:
+            return False
         times = min(place.slowness(now, step_ms) for place in self.places)
-        if times < _DOUBT:
+        if times < least:
             return False
         self.speed.slower(times)
         self.running_ms = self._running_ms()

@@ -38,7 +38,7 @@ class PlaceLoad:
     """
 
     __slots__ = (
-        "_area", "_area_at", "_measured", "_measured_at", "_measured_from", "_pieces", "_since", "batch", "behind_ms",
+        "_area", "_area_at", "_measured", "_measured_at", "_measured_from", "_next_ms", "_pieces", "_since", "batch", "behind_ms",
         "busy_until", "capacity", "computed_ms", "given", "held", "id", "place", "prefill_tokens", "prefilling", "rank",
         "requests", "several", "taints", "tokens", "view", "youth",
     )  # fmt: skip
@@ -77,6 +77,8 @@ class PlaceLoad:
         self.youth = (0.0, 0.0, 0.0)
         self._since = 0.0
         """The last sign of life while prompts are computed, or when the first of them was sent."""
+        self._next_ms = 0.0
+        """From then until the next sign of life is due: what is sent meanwhile does not put it off."""
         self.computed_ms = 0.0
         """Of prompts whose first token has come, since ever."""
         self._area = self._area_at = 0.0
@@ -110,16 +112,15 @@ class PlaceLoad:
         return left if left > 0 else self.behind_ms - left
 
     def slowness(self, now: float, step_ms: float) -> float:
-        """How many times as long as they should its prompts take already, ``step_ms`` at least; 1 while they are in time."""
-        if not self.busy_until or self.busy_until >= now:
-            return 1.0
-        return (now - self._since) / max(self.busy_until - self._since, step_ms, _SAME_STEP_MS)
+        """How many times as long as it should, ``step_ms`` at least, its next first token takes already; 0 where none is due."""
+        return (now - self._since) / max(self._next_ms, step_ms, _SAME_STEP_MS) if self.prefilling else 0.0
 
     def slower(self, times: float, now: float) -> None:
         """Prompts are believed to take so many times as long."""
         if self.busy_until:
             self.busy_until = self._since + (self.busy_until - self._since) * times
             self.behind_ms *= times
+            self._next_ms *= times
             if self.busy_until >= now:
                 self.busy_until, self.behind_ms = self.busy_until + self.behind_ms, 0.0
 
@@ -136,7 +137,7 @@ class PlaceLoad:
                 tokens -= pieces.tokens
         self.held += tokens
         if not self.prefilling:
-            self._since, self.busy_until = now, now + own_ms
+            self._since, self._next_ms, self.busy_until = now, own_ms, now + own_ms
         elif self.busy_until < now:
             self.behind_ms += own_ms  # what is sent there does not make it less late
         else:
@@ -155,6 +156,7 @@ class PlaceLoad:
         self.prefilling -= 1
         self.prefill_tokens -= new_tokens
         self._since, self.behind_ms = now, 0.0
+        self._next_ms = token_ms * min(self.prefill_tokens, self.batch or self.prefill_tokens)
         self.busy_until = now + token_ms * self.prefill_tokens if self.prefilling else 0.0
         a, b, c = clock.youth(now)
         y1, y2, y3 = self.youth

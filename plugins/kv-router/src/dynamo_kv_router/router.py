@@ -181,7 +181,7 @@ class KvRouter:
         ranked = sorted(price)  # faster than looking for the least of so many more than once
         chosen = self._chooser.choose(price, ranked, candidates, config.router_temperature)
         place = candidates[chosen]
-        if 0 < place.busy_until < books.clock.now and self.weights.prefills and books.doubt():
+        if place.prefilling and self.weights.prefills and books.doubt(place):
             return self._choose(request, workers)  # once: then not all of them are so late
         return _Choice(place, prompt, overlap, explain(price, ranked, candidates, overlap.blocks, chosen))
 

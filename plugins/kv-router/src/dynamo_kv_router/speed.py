@@ -42,12 +42,17 @@ class PrefillSpeed:
 
     def trust(self) -> bool:
         """A prompt is done: what was learned holds again. Whether something else was believed."""
-        doubted = self._slower != 1.0
+        doubted = self.doubted
         if doubted:
             self.overhead_ms /= self._slower
             self.token_ms /= self._slower
             self._slower = 1.0
         return doubted
+
+    @property
+    def doubted(self) -> bool:
+        """Something slower is believed than what was learned."""
+        return self._slower != 1.0
 
     def predict(self, tokens: int) -> float:
         """Milliseconds on an idle worker."""
