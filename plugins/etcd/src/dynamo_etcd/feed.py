@@ -10,6 +10,7 @@ from typing import Any
 import grpc.aio
 
 from dynamo_core.runtime.discovery import Table
+from dynamo_etcd.ending import end
 from dynamo_etcd.members import Members, Refused, Unreachable
 from dynamo_etcd.messages import END_OF_STREAM, kv, rpc
 from dynamo_etcd.trust import Trust
@@ -54,10 +55,7 @@ class Feed:
         await self._listed.wait()
 
     async def close(self) -> None:
-        tasks = [task for task in (self._task, self._settler) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(task for task in (self._task, self._settler) if task is not None)
 
     async def _run(self) -> None:
         complained = False

@@ -12,6 +12,7 @@ import grpc
 
 from dynamo_core.contracts import DiscoveryEvent
 from dynamo_core.errors import CannotConnect, StartupError
+from dynamo_etcd.ending import end
 from dynamo_etcd.feed import Feed, interval
 from dynamo_etcd.members import Member, Members, Refused, Unreachable
 from dynamo_etcd.messages import rpc
@@ -135,10 +136,9 @@ class EtcdDiscovery:
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
-        keeper.cancel()
         feeds = tuple(self._feeds.values())
         self._feeds.clear()
-        await asyncio.gather(keeper, *self._closing, *(feed.close() for feed in feeds), return_exceptions=True)
+        await asyncio.gather(end([keeper]), *self._closing, *(feed.close() for feed in feeds), return_exceptions=True)
         self._own.clear()
         with contextlib.suppress(Unreachable, Refused, TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
