@@ -93,7 +93,7 @@ class PrefixIndex:
                 self._closed |= 1 << slot
             else:
                 self._waiting |= 1 << slot
-        if not self._open:
+        if not self._open or not self._where:
             self._where.clear()
             self._closed, self._waiting, self._unswept = 0, 0, None
         while self._closed and len(self._where) <= self._AT_ONCE:
