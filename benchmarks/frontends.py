@@ -37,6 +37,7 @@ _BLOCK = 16
 _PROMPTS = 64
 _MOMENT_SECONDS = 0.05
 _ACCEPT_SECONDS = 20.0
+_QUERY: Mapping[str, Any] = {"nvext": {"annotations": ["query_instance_id"]}}
 
 
 class Link(http.client.HTTPConnection):
@@ -63,8 +64,14 @@ class Link(http.client.HTTPConnection):
 
     def would_go(self, prompt: list[int]) -> tuple[int, int]:
         """The worker that this frontend would choose, and how many blocks of the prompt are cached there."""
-        answer, _ = self.ask(prompt, nvext={"annotations": ["query_instance_id"]})
+        answer, _ = self.ask(prompt, **_QUERY)
         return answer["worker_instance_id"], answer["overlap_blocks"]
+
+    def explain(self, prompt: list[int]) -> str:
+        """Why, as JSON."""
+        response = self.post(prompt, **_QUERY)
+        response.read()
+        return response.getheader("x-dynamo-route") or ""
 
 
 def links_by_frontend(port: int, pids: tuple[int, ...], count: int, model: str = MODEL) -> dict[int, list[Link]]:

@@ -1,7 +1,8 @@
 """Following a numbered series of batches of which some were missed: those before one came, and those that got lost.
 
 The publisher keeps the state that its batches add up to, and serves it as batches that bear the number of the last one in it. A
-follower fetches that, then goes on with the batches after it; a hole in the numbers makes it fetch again.
+follower fetches that, then goes on with the batches after it; a hole in the numbers makes it fetch again. Where the state cannot
+be had it goes on with what comes, and asks again from time to time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ _SECONDS = 10.0
 """A state that takes longer is given up."""
 _PAUSE_SECONDS = 0.2
 """Between two fetches: who loses batches because it is overloaded does not get better by asking."""
+_RETRY_SECONDS = 1.0
+_MOST_RETRY_SECONDS = 60.0
+"""After a fetch that failed, and twice as long after each further one."""
 
 
 class Numbered(NamedTuple):
@@ -68,10 +72,15 @@ class Follower(Generic[Batch]):
         self._fetch: _Fetch[Batch] | None = None
         self._held: deque[Batch] = deque(maxlen=_HELD)
         self._not_before = 0.0
+        self._missed = True
+        """Something is, that a state would mend."""
+        self._retry: asyncio.TimerHandle | None = None
+        self._retry_seconds = _RETRY_SECONDS
 
     def begin(self) -> None:
         """Fetch the state, if there is anybody to ask."""
         if self._source.fetch is not None and self._fetch is None:
+            self._no_retry()
             fetch = self._fetch = _Fetch(self, self._source)
             fetch.begin(self._source.fetch, self._not_before)
 
@@ -79,6 +88,7 @@ class Follower(Generic[Batch]):
         if self._fetch is not None:
             self._fetch.close()
             self._fetch = None
+        self._no_retry()
         self._held.clear()
 
     def receive(self, batch: Batch) -> None:
@@ -93,6 +103,7 @@ class Follower(Generic[Batch]):
         if number > expected:
             if self._source.fetch is not None:
                 _log.info("%s: %d batches are missing; fetching the state", self._source.name, number - expected)
+                self._missed = True
                 self._held.append(batch)
                 self.begin()
                 return
@@ -110,6 +121,7 @@ class Follower(Generic[Batch]):
     def at_least(self, series: int, following: int) -> None:
         """The publisher says which number its next batch will have: the last ones before it may have got lost."""
         if self._whole and self._fetch is None and self._next.get(series, 0) < following:
+            self._missed = True
             self.begin()
 
     # --- called by the fetch -------------------------------------------------------------------------------------------------
@@ -124,15 +136,27 @@ class Follower(Generic[Batch]):
         self._not_before = asyncio.get_running_loop().time() + _PAUSE_SECONDS
         held, self._held = self._held, deque(maxlen=_HELD)
         if error is None:
-            self._whole = True
+            self._whole, self._missed = True, False
+            self._retry_seconds = _RETRY_SECONDS
         else:
-            _log.warning("%s: the state cannot be had (%s); going on without", self._source.name, error.message)
-            for series in self._next or ((0,) if held else ()):
-                self._lost(series)
-            self._next.clear()
-            self._whole = False
+            self._failed(error, told=bool(held))
         for batch in held:
             self.receive(batch)
+
+    def _failed(self, error: DynamoError, *, told: bool) -> None:
+        if self._missed:  # else this was another attempt, and what came since the first is not lost
+            _log.warning("%s: the state cannot be had (%s); going on without", self._source.name, error.message)
+            for series in self._next or ((0,) if told else ()):
+                self._lost(series)
+            self._next.clear()
+        self._whole = self._missed = False
+        self._retry = asyncio.get_running_loop().call_later(self._retry_seconds, self.begin)
+        self._retry_seconds = min(2 * self._retry_seconds, _MOST_RETRY_SECONDS)
+
+    def _no_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
 
 
 class _Fetch(Generic[Batch]):

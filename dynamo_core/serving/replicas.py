@@ -28,7 +28,9 @@ ROUTED_TOPIC = "routed"
 """Event topic of :class:`RoutedBatch`."""
 _ENDPOINT = "frontend.routed"
 _TAIL_SECONDS = 1.0
-"""After a batch an empty one follows, so that the loss of the last is noticed."""
+_MOST_TAIL_SECONDS = 64.0
+"""After a batch an empty one follows, so that the loss of the last is noticed, and others after twice as long each: a connection
+that breaks loses all that was sent until it stands again."""
 _CHUNK = 512
 """Requests an item of the answer."""
 
@@ -115,6 +117,7 @@ class ReplicaSync:
         self._events: list[_Event] = []
         self._scheduled = False
         self._tail: asyncio.TimerHandle | None = None
+        self._tail_seconds = _TAIL_SECONDS
         self._loop = asyncio.get_running_loop()
         self._served: Served | None = None
         self._client: Client | None = None
@@ -177,13 +180,21 @@ class ReplicaSync:
             self._runtime.event_plane.publish(ROUTED_TOPIC, _encode(batch))
         except (TypeError, ValueError, OverflowError):
             _log.exception("a router's note cannot be sent to other frontends")
-        if events and self._tail is None:
+        if events and (self._tail is None or self._tail_seconds > _TAIL_SECONDS):
+            if self._tail is not None:
+                self._tail.cancel()
+            self._tail_seconds = _TAIL_SECONDS
             self._tail = self._loop.call_later(_TAIL_SECONDS, self._end_tail)
 
     def _end_tail(self) -> None:
         self._tail = None
-        if self._listeners and not self._scheduled:
+        if not self._listeners:
+            return
+        if not self._scheduled:
             self._flush()
+        if self._tail_seconds < _MOST_TAIL_SECONDS:
+            self._tail_seconds *= 2
+            self._tail = self._loop.call_later(self._tail_seconds, self._end_tail)
 
     def _tell_all(self, request: Any, context: Context, sink: ResponseSink) -> None:
         """The handler of the endpoint; ``request`` is the asking frontend's instance id."""

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ import pytest
 from openai import OpenAI
 
 DYNAMO = str(Path(sys.executable).with_name("dynamo"))
+
+_SHOWN = 80
+"""Lines of a server's log where a test fails."""
 
 
 def free_port() -> int:
@@ -108,6 +111,19 @@ class Serve:
                 self.process.kill()
                 self.process.wait()
         return self.process.returncode
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails shows what its servers said last."""
+    report = yield
+    if report.failed:
+        for name, server in getattr(item, "funcargs", {}).items():
+            if isinstance(server, Serve):
+                report.sections.append((f"last lines of {name}", "\n".join(server.output().splitlines()[-_SHOWN:])))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -193,6 +193,28 @@ async def test_a_worker_that_cannot_answer_costs_what_was_known_and_nothing_more
     assert not wire.asked
 
 
+async def test_after_a_failure_it_asks_again_and_loses_nothing_more(monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.01)
+    wire = Wire()
+    wire.publish(KvStored((1,)))
+    wire.publish(KvStored((2,)))
+    wire.follower.begin()
+    wire.sent.pop(0)
+    wire.arrive()
+    wire.asked.pop(0).on_error(CannotConnect("not yet"))
+    assert wire.copy.blocks() == {0: {"device": {2}}}
+    lost = list(wire.copy.lost)
+    await until(lambda: wire.asked)
+    wire.publish(KvStored((3,)))
+    wire.arrive()
+    wire.asked.pop(0).on_error(CannotConnect("not yet"))
+    assert wire.copy.blocks() == {0: {"device": {2, 3}}}
+    await until(lambda: wire.asked)
+    wire.answer()
+    assert wire.copy.blocks() == {0: {"device": {1, 2, 3}}}
+    assert wire.copy.lost == lost
+
+
 async def test_a_worker_that_leaves_while_it_is_asked_is_no_error() -> None:
     wire = Wire()
 

@@ -175,6 +175,20 @@ async def test_what_got_lost_is_made_up_for(make: Any, monkeypatch: pytest.Monke
     await until(lambda: two.elsewhere() == (0, 1))
 
 
+async def test_so_is_what_got_lost_with_the_message_that_would_have_told(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TAIL_SECONDS", 0.05)
+    one, two = await make(), await make()
+    await met(one, two)
+    number = one.route()
+    await until(lambda: two.elsewhere() == (1, 0))
+    lost = []
+    with monkeypatch.context() as patch:
+        patch.setattr(one.runtime.event_plane, "publish", lambda topic, payload: lost.append(payload))
+        one.sharing.ended(number)
+        await until(lambda: len(lost) == 3)
+    await until(lambda: two.elsewhere() == (0, 0))
+
+
 async def test_one_turn_is_one_message_and_none_where_nobody_listens(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = await make()
     sent: list[bytes] = []

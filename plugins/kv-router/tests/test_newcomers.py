@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dynamo_core.contracts import KvStored
+from dynamo_core.contracts import KvCleared, KvStored
 from dynamo_core.kv import sequence_hashes
 from dynamo_core.simulator import Change, Cluster, RequestLog, Simulation, Trace, TraceRequest
 from dynamo_kv_router.cost import Weights
@@ -118,3 +118,18 @@ def test_a_newcomer_that_leaves_before_its_first_prompt_is_forgotten(make_fleet:
     fleet.leave(9)
     fleet.now += 60
     assert fleet.serve(tokens).worker_id == 1
+
+
+def test_a_worker_that_was_only_out_of_sight_is_no_newcomer(make_fleet: Any) -> None:
+    fleet, lots = make_fleet(3), random.Random(7)
+    one, other = prompt(lots, 1600), prompt(lots, 1600)
+    cached(fleet, one, 1)
+    cached(fleet, other, 2)
+    assert fleet.serve(one).worker_id == 1
+    fleet.leave(2)
+    fleet.join(2)
+    fleet.tell(2, KvCleared(), KvStored(tuple(sequence_hashes(other, SIZE))))
+    for _ in range(3):
+        fleet.now += 60
+        assert fleet.serve(one).worker_id == 1
+        assert fleet.serve(other).worker_id == 2

@@ -4,7 +4,7 @@ Priced by its cost alone it might never get one: while the others are nearly idl
 But a worker without a cache is of no use when they are busy. So the time for which it waited for a request counts, at a
 discount, as time in which it computed what the others have cached. Small differences are made up for first: as a rule the
 newcomer gets a prompt whose beginning many share, not somebody's long conversation. Each frontend does this once for each worker,
-whatever the traffic; from there on caches and loads decide.
+whatever the traffic; from there on caches and loads decide. A worker that comes with a cache is none: it was only out of sight.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Newcomers:
         self._waiting.update(dict.fromkeys(places, now))
 
     def left(self, places: Sequence[PlaceLoad]) -> None:
+        """They are newcomers no longer."""
         for place in places:
             self._waiting.pop(place, None)
 

@@ -12,6 +12,7 @@ from dynamo_core.contracts import (
     ForeignRequest,
     Hold,
     KvBatch,
+    KvCleared,
     Outcome,
     OverlapScore,
     PotentialLoad,
@@ -294,7 +295,10 @@ class KvRouter:
     def kv_events(self, batch: KvBatch) -> None:
         places = self._books.of(batch.worker_id)
         if batch.dp_rank < len(places):
-            self._caches.take(batch, places[batch.dp_rank])
+            place = places[batch.dp_rank]
+            self._caches.take(batch, place)
+            if self._books.newcomers and len(batch.events) > 1 and isinstance(batch.events[0], KvCleared):
+                self._books.newcomers.left((place,))  # a state: it had a cache when it came, so it was only out of sight
 
     def kv_lost(self, worker_id: int, dp_rank: int) -> None:
         places = self._books.of(worker_id)
