@@ -71,6 +71,8 @@ class PlaneContext(msgspec.Struct, frozen=True, kw_only=True):
     """A private folder of this run, for sockets and files."""
     instance_id: int
     """Of this process; unique among the living."""
+    request_plane: RequestPlane | None = None
+    """The process's own, made but not serving yet. For event planes only."""
 
 
 class MetricsContext(msgspec.Struct, frozen=True, kw_only=True):

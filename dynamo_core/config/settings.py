@@ -57,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     discovery_backend: Annotated[str, setting("Discovery store: file, mem or a plugin's.", "DYN_DISCOVERY_BACKEND", "DYN_STORE_KV")] = "file"
     file_kv: Annotated[str | None, setting("Folder of the file store; serve makes one for each run.", "DYN_FILE_KV", flag="")] = None
     request_plane: Annotated[str, setting("Request plane: tcp (Unix sockets on one host), inproc or a plugin's.", "DYN_REQUEST_PLANE")] = "tcp"
-    event_plane: Annotated[str, setting("Event plane: zmq, inproc or a plugin's.", "DYN_EVENT_PLANE")] = "zmq"
+    event_plane: Annotated[str, setting("Event plane: request-plane, zmq, inproc or a plugin's.", "DYN_EVENT_PLANE")] = "request-plane"
     kv_cache_block_size: Annotated[Count | None, setting("Tokens a KV block; the engine's own if not given.", "DYN_KV_CACHE_BLOCK_SIZE", commands=("serve", "worker", "frontend"))] = None
     context_length: Annotated[Count | None, setting("Limit on prompt and output tokens together; the model's own if not given.", "DYN_CONTEXT_LENGTH", commands=("serve", "worker"))] = None
     metrics_prefix: Annotated[str, setting("Prefix of the frontend's metric names.", "DYN_METRICS_PREFIX", commands=("serve", "frontend"))] = "dynamo_frontend"

@@ -55,7 +55,7 @@ class DistributedRuntime:
         *,
         event_loop: asyncio.AbstractEventLoop | None = None,
         response_plane: str | None = None,
-        event_plane: str | EventPlane = "zmq",
+        event_plane: str | EventPlane = "request-plane",
         namespace: str = "dynamo",
         run_dir: str | None = None,
         compiled: Compiled | None = None,
@@ -221,6 +221,7 @@ class DistributedRuntime:
         discovery, request_plane, event_plane = self._choices
         self.discovery = self._made("discovery", discovery, context)
         self.request_plane = self._made("request_planes", request_plane, context)
+        context = msgspec.structs.replace(context, request_plane=self.request_plane)
         self.event_plane = self._made("event_planes", event_plane, context)
         if self._system_address is not None:
             from dynamo_core.runtime.system import SystemServer
@@ -268,7 +269,7 @@ class DistributedRuntime:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _close_parts(self) -> None:
-        for part in (getattr(self, name, None) for name in ("request_plane", "event_plane", "discovery", "system")):
+        for part in (getattr(self, name, None) for name in ("event_plane", "request_plane", "discovery", "system")):
             if part is not None:
                 try:
                     await part.close()

@@ -9,7 +9,11 @@ from dynamo_core.runtime.logging import parse_log_spec
 
 __all__ = ["activate_for", "check_http", "check_model", "check_serve"]
 
-_ONE_PROCESS = {"discovery_backend": ("mem", "file"), "request_plane": ("inproc", "tcp"), "event_plane": ("inproc", "zmq")}
+_ONE_PROCESS = {
+    "discovery_backend": ("mem", "file"),
+    "request_plane": ("inproc", "tcp"),
+    "event_plane": ("inproc", "request-plane"),
+}
 
 
 def check_serve(resolved: Resolved) -> Compiled:

@@ -9,10 +9,8 @@ from dynamo_core import __version__
 def test_version_tells_of_the_core_active_plugins_and_engines(dynamo):
     core, plugins, engines, *problems = dynamo("--plugin", "random", "--version").stdout.splitlines()
     assert core == f"dynamo {__version__}"
-    assert (
-        plugins
-        == f"active plugins: {', '.join(f'{name} {__version__}' for name in ('file', 'tcp', 'zmq', 'round-robin', 'random'))}"
-    )
+    active = ("file", "tcp", "request-plane", "round-robin", "random")
+    assert plugins == f"active plugins: {', '.join(f'{name} {__version__}' for name in active)}"
     assert f"echo (echo {__version__})" in engines
     assert all(line.startswith("  ") for line in problems)
 

@@ -9,7 +9,7 @@ def listed(dynamo, *flags, **environ):
 
 def test_every_installed_plugin_is_listed_with_what_it_is(dynamo):
     plugins = listed(dynamo)
-    assert {"echo", "round-robin", "file", "tcp", "zmq"} <= set(plugins)
+    assert {"echo", "round-robin", "file", "tcp", "request-plane", "zmq"} <= set(plugins)
     assert {"name", "version", "distribution", "state", "provides"} <= set(plugins["echo"])
     assert plugins["echo"]["distribution"] == "dynamo-core"
     assert plugins["echo"]["state"] == "available"

@@ -6,7 +6,7 @@ from dynamo_core.errors import PluginError
 from dynamo_core.plugins import Compiled, PluginInfo, Provider, activate
 from dynamo_core.specs import DiscoverySpec, EngineSpec, EventPlaneSpec, RequestPlaneSpec, RouterSpec
 
-INSTALLED = ("file", "tcp", "zmq", "mem", "round-robin", "random", "kv-router", "vllm", "mocker", "auth")
+INSTALLED = ("file", "tcp", "request-plane", "mem", "round-robin", "random", "kv-router", "vllm", "mocker", "auth")
 
 
 def names(process: str = "serve", **values: object) -> tuple[str, ...]:
@@ -25,14 +25,21 @@ def compiled(*routers: str, **fields: object) -> Compiled:
 
 
 def test_each_process_needs_what_its_settings_name() -> None:
-    assert names(engine="vllm") == ("file", "tcp", "zmq", "vllm", "round-robin")
-    assert names("frontend", engine="vllm", router="kv-router") == ("file", "tcp", "zmq", "kv-router")
-    assert names("worker", engine="vllm", router="kv-router") == ("file", "tcp", "zmq", "vllm")
+    assert names(engine="vllm") == ("file", "tcp", "request-plane", "vllm", "round-robin")
+    assert names("frontend", engine="vllm", router="kv-router") == ("file", "tcp", "request-plane", "kv-router")
+    assert names("worker", engine="vllm", router="kv-router") == ("file", "tcp", "request-plane", "vllm")
     assert names("worker", engine="vllm", discovery_backend="mem")[0] == "mem"
 
 
 def test_plugins_come_after_the_named_providers_in_their_order() -> None:
-    assert names("frontend", plugins=("kv-router", "auth")) == ("file", "tcp", "zmq", "round-robin", "kv-router", "auth")
+    assert names("frontend", plugins=("kv-router", "auth")) == (
+        "file",
+        "tcp",
+        "request-plane",
+        "round-robin",
+        "kv-router",
+        "auth",
+    )
 
 
 def test_dynamos_mode_names_activate_the_plugin() -> None:
@@ -42,11 +49,11 @@ def test_dynamos_mode_names_activate_the_plugin() -> None:
 
 
 def test_no_plugin_wins_over_all() -> None:
-    assert names(engine="vllm", plugins=("auth",), no_plugins=("vllm", "auth", "round_robin", "zmq")) == ("file", "tcp")
+    assert names(engine="vllm", plugins=("auth",), no_plugins=("vllm", "auth", "round_robin", "request_plane")) == ("file", "tcp")
 
 
 def test_a_provider_that_is_no_plugins_name_is_left_to_the_lookup() -> None:
-    assert names("frontend", plugins=("auth",), router="best-fit") == ("file", "tcp", "zmq", "auth")
+    assert names("frontend", plugins=("auth",), router="best-fit") == ("file", "tcp", "request-plane", "auth")
 
 
 def test_an_unknown_plugin_stays_for_activation_to_refuse() -> None:
@@ -90,7 +97,7 @@ def house(*, kv_events: bool) -> Compiled:
         engines={"toy": Provider(EngineSpec(name="toy", factory=factory, kv_events=kv_events), "toy")},
         discovery={"file": Provider(DiscoverySpec(name="file", factory=factory), "file")},
         request_planes={"tcp": Provider(RequestPlaneSpec(name="tcp", factory=factory), "tcp")},
-        event_planes={"zmq": Provider(EventPlaneSpec(name="zmq", factory=factory), "zmq")},
+        event_planes={"request-plane": Provider(EventPlaneSpec(name="request-plane", factory=factory), "request-plane")},
     )
 
 

@@ -38,7 +38,7 @@ class Site:
 
 @contextlib.asynccontextmanager
 async def site_of(settings: Settings) -> AsyncIterator[Site]:
-    compiled = activate(["echo", "tcp", "zmq", "file", "round-robin"])
+    compiled = activate(["echo", "tcp", "request-plane", "file", "round-robin"])
     store = {"file_kv": settings.file_kv, "compiled": compiled}
     sock = socket.create_server(("127.0.0.1", 0))
     port = sock.getsockname()[1]

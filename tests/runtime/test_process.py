@@ -34,5 +34,5 @@ async def test_a_process_has_the_runtime_that_its_settings_say(tmp_path: Path) -
 @pytest.mark.parametrize(("port", "wanted"), [(-1, True), (0, False)])
 async def test_a_status_server_is_there_only_where_it_was_asked_for(tmp_path: Path, port: int, wanted: bool) -> None:
     settings = Settings(file_kv=str(tmp_path / "kv"), system_port=port)
-    async with process_runtime(settings, activate(("file", "tcp", "zmq")), status_server=wanted) as runtime:
+    async with process_runtime(settings, activate(("file", "tcp", "request-plane")), status_server=wanted) as runtime:
         assert runtime.system is None

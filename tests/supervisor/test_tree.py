@@ -27,7 +27,7 @@ async def test_serve_prints_its_plugins_then_the_address_and_a_line_to_try_once_
     assert {path.name for path in run.script.glob("*.ready")} == {
         "worker-0.ready", "worker-1.ready", "frontend-0.ready", "frontend-1.ready",
     }  # fmt: skip
-    assert run.lines.index(await run.line("plugins: file, tcp, zmq, echo")) < run.lines.index(ready)
+    assert run.lines.index(await run.line("plugins: file, tcp, request-plane, echo")) < run.lines.index(ready)
     assert "curl http://127.0.0.1:" in await run.line("curl ")
     assert await run.line("! [worker-1] life of worker-1")
     run.process.send_signal(signal.SIGINT)
