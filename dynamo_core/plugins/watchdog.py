@@ -1,6 +1,6 @@
 """Who blocks the event loop? A thread that looks when the loop is late, so that hooks cost nothing more.
 
-Ten times a second the loop says that it lives. When it does not, the thread looks at the loop's stack and finds the plugin whose
+Five times a second the loop says that it lives. When it does not, the thread looks at the loop's stack and finds the plugin whose
 code runs there; once the loop is back, a warning names the plugin, the line and the time. Code that holds the interpreter's lock
 all the while hides from the thread: then only the time is known.
 """
@@ -22,7 +22,7 @@ __all__ = ["LoopWatchdog"]
 
 _log = logging.getLogger(__name__)
 
-_BEAT = 0.1
+_BEAT = 0.2
 """Seconds between two signs of life, and between two looks. Costs 20 µs of CPU time each."""
 _ENDLESS = 10.0
 """Seconds after which the thread does not wait for the loop to come back before it speaks."""

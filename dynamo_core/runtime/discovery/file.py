@@ -11,10 +11,12 @@ import contextlib
 import logging
 import os
 import tempfile
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -29,7 +31,9 @@ __all__ = ["FileConfig", "FileDiscovery", "dynamo_config", "dynamo_discovery"]
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS, _CALM_SECONDS = 0.1, 0.25
+"""Between two looks at the folder: soon after something changed, and later."""
+_LIVELY_SECONDS = 10.0
 
 
 class FileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,84 +42,144 @@ class FileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class FileDiscovery:
-    """Polls ten times a second while anybody watches; the disk is touched only from a thread of its own."""
+    """All work on the disk is done by one thread, which looks at the folder again and again while anybody watches and wakes the
+    event loop only with news."""
 
     def __init__(self, path: str | None) -> None:
         default = Path(tempfile.gettempdir()) / f"dynamo-{os.getuid()}" / "kv"
         self._folder = Folder(Path(path).absolute() if path else default)
         self._private = path is None
         self._table = Table()
-        self._thread: ThreadPoolExecutor | None = None
-        self._poller: asyncio.Task[None] | None = None
-        self._poke = asyncio.Event()
+        self._watchers = 0
+        self._clerk: _Clerk | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # The thread's own:
+        self._seen: dict[str, bytes] = {}
+        self._beat_at = self._changed_at = 0.0
+        self._failing = False
 
     async def start(self) -> None:
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "discovery")
+        if self._clerk is None:
+            self._loop = asyncio.get_running_loop()
+            self._beat_at = self._changed_at = time.monotonic()
+            self._clerk = clerk = _Clerk(self._loop, self._round)
             try:
-                await self._do(lambda: self._folder.create(private=self._private))
+                await clerk.do(lambda: self._folder.create(private=self._private))
             except BaseException:
-                self._thread.shutdown(wait=False)
-                self._thread = None
+                self._clerk = None
+                clerk.do(lambda: None, last=True)
                 raise
-            self._poller = asyncio.create_task(self._poll())
 
     async def put(self, key: str, value: bytes) -> None:
         await self._do(lambda: self._folder.put(key, value))
-        self._poke.set()
 
     async def delete(self, key: str) -> None:
         await self._do(lambda: self._folder.delete(key))
-        self._poke.set()
 
     async def get_prefix(self, prefix: str) -> dict[str, bytes]:
-        await self._scan()
+        await self._do(self._look)
         return self._table.prefix(prefix)
 
     async def watch(self, prefix: str) -> AsyncIterator[DiscoveryEvent]:
-        await self._scan()
-        self._poke.set()
-        async for event in self._table.watch(prefix):
-            yield event
+        self._watchers += 1
+        try:
+            await self._do(self._look)
+            async for event in self._table.watch(prefix):
+                yield event
+        finally:
+            self._watchers -= 1
 
     async def close(self) -> None:
-        poller, self._poller = self._poller, None
-        if poller is not None:
-            poller.cancel()
-            await asyncio.gather(poller, return_exceptions=True)
-        if self._thread is not None:
-            await self._do(self._folder.drop)
-            self._thread.shutdown(wait=False)
-            self._thread = None
+        clerk, self._clerk = self._clerk, None
+        if clerk is not None:
+            await clerk.do(self._folder.drop, last=True)
 
     async def _do(self, work: Callable[[], _T]) -> _T:
-        if self._thread is None:
+        if self._clerk is None:
             raise RuntimeError("the discovery store is not started")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await self._clerk.do(work)
 
-    async def _scan(self) -> None:
-        self._table.replace(await self._do(self._folder.scan))
+    # --- in the thread -------------------------------------------------------------------------------------------------------
 
-    async def _poll(self) -> None:
-        """Heartbeat, and scans while there are watchers. An error of the disk is logged once a spell and tried again."""
-        loop = asyncio.get_running_loop()
-        due, failing = loop.time() + HEARTBEAT_SECONDS, False
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_POLL_SECONDS if self._table.watched else HEARTBEAT_SECONDS):
-                    await self._poke.wait()
-            self._poke.clear()
-            try:
-                if loop.time() >= due:
-                    await self._do(self._folder.beat)
-                    due = loop.time() + HEARTBEAT_SECONDS
-                if self._table.watched:
-                    await self._scan()
-                failing = False
-            except OSError as error:
-                if not failing:
-                    _log.error("the discovery folder is out of reach, the last known state stays: %s", error)
-                failing = True
+    def _round(self) -> float:
+        """Heartbeat, and a look if anybody watches; returns the seconds until the next one. An error of the disk is logged once a
+        spell and tried again."""
+        now = time.monotonic()
+        try:
+            if now - self._beat_at >= HEARTBEAT_SECONDS:
+                self._folder.beat()
+                self._beat_at = now
+            if self._watchers:
+                self._look()
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                _log.error("the discovery folder is out of reach, the last known state stays: %s", error)
+            self._failing = True
+        if not self._watchers:
+            return HEARTBEAT_SECONDS
+        return _POLL_SECONDS if now - self._changed_at < _LIVELY_SECONDS else _CALM_SECONDS
+
+    def _look(self) -> None:
+        values = self._folder.scan()
+        if values != self._seen and self._loop is not None:
+            self._seen, self._changed_at = values, time.monotonic()
+            self._loop.call_soon_threadsafe(self._table.replace, values)
+
+
+class _Job(NamedTuple):
+    work: Callable[[], Any]
+    future: asyncio.Future[Any]
+    last: bool
+
+
+class _Clerk:
+    """A thread that does what it is asked for, one thing after the other, and each time and whenever it is due a ``round``, which
+    returns the seconds until the next."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, round: Callable[[], float]) -> None:
+        self._loop = loop
+        self._round = round
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        threading.Thread(target=self._run, name="discovery", daemon=True).start()
+
+    def do(self, work: Callable[[], _T], *, last: bool = False) -> asyncio.Future[_T]:
+        """The future has its result after everything that ``work`` had the loop do. The thread ends with the ``last`` job."""
+        future: asyncio.Future[_T] = self._loop.create_future()
+        self._jobs.put(_Job(work, future, last))
+        return future
+
+    def _run(self) -> None:
+        pause = 0.0
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody is left to work for
+            while True:
+                try:
+                    job = self._jobs.get(timeout=pause)
+                except Empty:
+                    pause = self._round()
+                    continue
+                self._answer(job.work, job.future)
+                if job.last:
+                    return
+                pause = 0.0
+
+    def _answer(self, work: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+        result: Any = None
+        failure: BaseException | None = None
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001  # whoever asked gets it
+            failure = error
+        self._loop.call_soon_threadsafe(_settle, future, result, failure)
+
+
+def _settle(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:
+    if future.done():  # whoever asked was cancelled
+        return
+    if failure is None:
+        future.set_result(result)
+    else:
+        future.set_exception(failure)
 
 
 @hookimpl

@@ -17,10 +17,6 @@ class Table:
         self.values: dict[str, bytes] = {}
         self._watchers: set[_Watcher] = set()
 
-    @property
-    def watched(self) -> bool:
-        return bool(self._watchers)
-
     def put(self, key: str, value: bytes) -> None:
         if self.values.get(key) != value:
             self.values[key] = value

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import stat
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,8 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     yield make
     for one in made:
         await one.close()
+    if request.param == "etcd":
+        gc.collect()  # freed in the child of a later fork, gRPC's channels wait for ever for a thread that is not there
 
 
 async def following(store: Discovery, prefix: str, count: int) -> list[Any]:
@@ -332,6 +336,36 @@ async def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pyt
     await store.start()
     assert (tmp_path / "kv").is_dir()
     await store.close()
+
+
+async def test_only_news_wakes_the_event_loop(tmp_path: Path) -> None:
+    calls: list[Any] = []
+
+    class Spy:
+        def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+            self._loop = loop
+
+        def call_soon_threadsafe(self, *call: Any) -> None:
+            calls.append(call)
+            self._loop.call_soon_threadsafe(*call)
+
+    one, two = FileDiscovery(str(tmp_path)), FileDiscovery(str(tmp_path))
+    await one.start()
+    await two.start()
+    events = two.watch("")
+    assert await anext(events) == Synced()
+    two._loop = Spy(asyncio.get_running_loop())  # type: ignore[assignment]
+    news = asyncio.ensure_future(anext(events))
+    await asyncio.sleep(0.5)
+    assert not calls
+    await one.put("a", b"1")
+    assert await news == Put("a", b"1")
+    assert len(calls) == 1
+    for store in (one, two):
+        await store.close()
+    async with asyncio.timeout(5):
+        while [thread for thread in threading.enumerate() if thread.name == "discovery"]:
+            await asyncio.sleep(0.01)
 
 
 async def test_an_outage_keeps_the_last_known_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
