@@ -364,7 +364,7 @@ async def test_only_news_wakes_the_event_loop(tmp_path: Path) -> None:
     for store in (one, two):
         await store.close()
     async with asyncio.timeout(5):
-        while [thread for thread in threading.enumerate() if thread.name == "discovery"]:
+        while [thread for thread in threading.enumerate() if thread.name == "discovery"]:  # noqa: ASYNC110  # a thread ends when it ends
             await asyncio.sleep(0.01)
 
 
