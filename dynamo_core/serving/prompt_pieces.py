@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import pairwise
 
 from dynamo_core.serving.model_folder import AddedToken
 
 __all__ = ["cut", "cutting_tokens", "proven"]
 
 _MOST = 16
-"""Each costs a look through every prompt."""
+"""Each may cost a look through every prompt."""
+_FEW = 64
+"""Occurrences of a character, within a text, up to which each is looked at."""
 _SIDES = (
     "", " ", "a", "Hello, world! ", " two  words ", "\n", "\n\n", "\t", "user\n", "1234", "naïve café", "日本語", "😀👩‍👩‍👧‍👦",
     "▁a", "Ġ", "<", ">", "<|", "|>", "</s>", "[", "'s", "é", "e\u0301", "\u200b", "x" * 70, "def f(x):\n    return x\n",
@@ -36,7 +39,10 @@ def cutting_tokens(added_tokens: Collection[AddedToken], texts: Iterable[str]) -
 
 def cut(text: str, tokens: Sequence[str]) -> list[str]:
     """``text`` in pieces, cut before each occurrence of ``tokens``. The pieces joined are the text; none is empty."""
-    pieces = [text] if text else []
+    starts = _starts(text, tuple(tokens))
+    if starts is not None:
+        return [text[start:end] for start, end in pairwise((0, *starts, len(text))) if end > start]
+    pieces = [text]
     for token in tokens:
         if token in text:
             pieces = [piece for whole in pieces for piece in _cut_before(whole, token)]
@@ -53,6 +59,24 @@ def proven(tokens: Sequence[str], encode: Callable[[str], list[int]]) -> tuple[s
         return all(encode(left + token + right) == before[left] + after[right] for left, right in (*pairs, ("", "a"), ("a", "")))
 
     return tuple(token for token in tokens if confirmed(token))
+
+
+def _starts(text: str, tokens: tuple[str, ...]) -> list[int] | None:
+    """Where tokens begin, in order; ``None`` where their first character is so frequent that it is no help. Looking for one
+    character is many times as fast as looking for several."""
+    starts: list[int] = []
+    for char in {token[0] for token in tokens}:
+        at = text.find(char)
+        for _ in range(_FEW):
+            if at < 0:
+                break
+            if text.startswith(tokens, at):
+                starts.append(at)
+            at = text.find(char, at + 1)
+        else:
+            return None
+    starts.sort()
+    return starts
 
 
 def _cut_before(text: str, token: str) -> list[str]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from array import array
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,16 @@ def test_whatever_tokens_are_added_only_harmless_ones_are_cut_before(added: dict
         assert "".join(pieces) == text
         ids = [i for piece in pieces for i in reference.encode(piece, add_special_tokens=False).ids]
         assert ids == reference.encode(text, add_special_tokens=False).ids, (text, pieces)
+
+
+PARTS = st.lists(st.sampled_from(["<s>", "</s>", "[INST]", "<", "<s", "s>", "a", "<a>" * 40, "[x]" * 30, " "]), max_size=12)
+
+
+@given(PARTS)
+def test_pieces_begin_where_a_token_does_however_often_its_first_character_occurs(parts: list[str]) -> None:
+    text, tokens = "".join(parts), ("<s>", "</s>", "[INST]")
+    starts = [at for at in range(1, len(text)) if text.startswith(tokens, at)]
+    assert cut(text, tokens) == [text[a:b] for a, b in pairwise((0, *starts, len(text))) if b > a]
 
 
 def test_samples_refute_a_token_that_must_not_be_cut_before() -> None:
