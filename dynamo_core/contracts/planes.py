@@ -111,8 +111,11 @@ class EventSubscription(Protocol):
 class EventPlane(Protocol):
     """Topics with many publishers and many subscribers, no memory."""
 
-    def start(self) -> Awaitable[str]:
-        """Returns the address to publish in discovery (``Instance.events``); may be empty."""
+    def start(self) -> Awaitable[None]: ...
+
+    def address(self) -> Awaitable[str]:
+        """What to publish in discovery (``Instance.events``) so that others can subscribe. Asked only by processes that have
+        something to tell: a plane may listen from here on."""
         ...
 
     def publish(self, topic: str, payload: bytes) -> None:
@@ -122,7 +125,11 @@ class EventPlane(Protocol):
     def subscribe(
         self, address: str, topic: str, callback: Callable[[bytes], None], on_lost: Callable[[], None] | None = None
     ) -> EventSubscription:
-        """Call back with every payload of ``topic`` that ``address`` publishes, on the event loop."""
+        """Call back with every payload of ``topic`` that ``address`` publishes, on the event loop, and ``on_lost`` whenever some
+        before the next one are missing.
+
+        Raises :class:`ValueError` for an address of another plane's.
+        """
         ...
 
     def close(self) -> Awaitable[None]: ...

@@ -66,11 +66,11 @@ class Endpoint:
         self,
         handler: RequestHandler,
         *,
-        events: str = "",
+        events: bool = False,
         health_check_payload: Any = None,
         canary: CanarySettings | None = None,
     ) -> Served:
-        """Serve with a handler that writes into a sink. ``events`` is the address where this instance publishes its events.
+        """Serve with a handler that writes into a sink. ``events``: the instance publishes events, too.
 
         Listens first, then appears in discovery. With a payload the endpoint has to answer canary requests when it is idle;
         ``canary`` says how, the runtime's own settings if it is not given.
@@ -85,7 +85,7 @@ class Endpoint:
         settings = canary or runtime.canary
         pulse = Pulse() if health_check_payload is not None and settings.enabled else None
         address = await runtime.request_plane.serve(self.path, handler if pulse is None else pulse.watching(handler))
-        served = Served(self, self._instance(address, events))
+        served = Served(self, self._instance(address, await runtime.event_plane.address() if events else ""))
         served.health_check_payload = health_check_payload
         runtime.adopt(served)
         if runtime.stopping:
@@ -115,7 +115,7 @@ class Endpoint:
         endpoint must be able to answer at any time; see :class:`~dynamo_core.runtime.canary.Canary`.
         """
         generator = self._generator(handler, metrics_labels)
-        served = await self.serve(generator, events=self._events(), health_check_payload=health_check_payload)
+        served = await self.serve(generator, events=True, health_check_payload=health_check_payload)
         await self._until_closed(served, generator, graceful_shutdown, metrics_labels)
 
     async def serve_unary_endpoint(
@@ -145,7 +145,7 @@ class Endpoint:
         await self.runtime.start()
         plane = self.runtime.request_plane
         await plane.serve(inputs, both.take_input)
-        served = await self.serve(both.handle, events=self._events())
+        served = await self.serve(both.handle, events=True)
         try:
             await self._until_closed(served, generator, graceful_shutdown, metrics_labels)
         finally:
@@ -193,9 +193,6 @@ class Endpoint:
             host=socket.gethostname(),
             pid=os.getpid(),
         )
-
-    def _events(self) -> str:
-        return getattr(self.runtime, "event_address", "")
 
     def _served(self) -> Served:
         served = self.runtime.served(self.path)

@@ -75,8 +75,6 @@ class DistributedRuntime:
         self.discovery: Discovery
         self.request_plane: RequestPlane
         self.event_plane: EventPlane
-        self.event_address = ""
-        """Where this process publishes its events; for ``Endpoint.serve(events=…)``."""
         self.clients: set[Client] = set()
         """Closed with the runtime, unless they were before."""
         self.metrics = RuntimeMetrics(lambda: [outage_gauge("dynamo_component", self.stores())])
@@ -229,7 +227,7 @@ class DistributedRuntime:
             self.system = SystemServer(self, *self._system_address)
             await self.system.start()
         await self.discovery.start()
-        self.event_address = await self.event_plane.start()
+        await self.event_plane.start()
 
     def _made(self, kind: str, choice: Any, context: PlaneContext) -> Any:
         if not isinstance(choice, str):

@@ -73,7 +73,7 @@ class Follower(Generic[Batch]):
         self._held: deque[Batch] = deque(maxlen=_HELD)
         self._not_before = 0.0
         self._missed = True
-        """Something is, that a state would mend."""
+        """Something is, that a state would mend; until it is there batches are held back."""
         self._retry: asyncio.TimerHandle | None = None
         self._retry_seconds = _RETRY_SECONDS
 
@@ -95,7 +95,8 @@ class Follower(Generic[Batch]):
         """The publisher's next batch, or so it seems."""
         if self._fetch is not None:
             self._held.append(batch)
-            return
+            if self._missed:
+                return
         series, number = self._source.number(batch)
         expected = self._next.get(series, 0 if self._whole else number)
         if number < expected:
@@ -104,19 +105,23 @@ class Follower(Generic[Batch]):
             if self._source.fetch is not None:
                 _log.info("%s: %d batches are missing; fetching the state", self._source.name, number - expected)
                 self._missed = True
-                self._held.append(batch)
-                self.begin()
+                if self._fetch is None:
+                    self._held.append(batch)
+                    self.begin()
                 return
             self._lost(series)
         self._next[series] = number + 1
         self._apply(batch)
 
     def dropped(self) -> None:
-        """The plane itself says that it lost something. Numbers tell the same, where there is a state to mend it with."""
+        """The plane itself says that it lost something."""
         if self._source.fetch is None:
             for series in self._next or (0,):
                 self._lost(series)
             self._next.clear()
+        else:
+            self._missed = True
+            self.begin()
 
     def at_least(self, series: int, following: int) -> None:
         """The publisher says which number its next batch will have: the last ones before it may have got lost."""
@@ -127,6 +132,7 @@ class Follower(Generic[Batch]):
     # --- called by the fetch -------------------------------------------------------------------------------------------------
 
     def state(self, batch: Batch) -> None:
+        self._missed = True  # the state takes the place of all that was known, and is not whole yet
         series, number = self._source.number(batch)
         self._next[series] = number + 1
         self._apply(batch)
@@ -135,23 +141,23 @@ class Follower(Generic[Batch]):
         self._fetch = None
         self._not_before = asyncio.get_running_loop().time() + _PAUSE_SECONDS
         held, self._held = self._held, deque(maxlen=_HELD)
+        missed, self._missed = self._missed, False
         if error is None:
-            self._whole, self._missed = True, False
+            self._whole = True
             self._retry_seconds = _RETRY_SECONDS
         else:
-            self._failed(error, told=bool(held))
+            if missed:
+                _log.warning("%s: the state cannot be had (%s); going on without", self._source.name, error.message)
+                for series in self._next or ((0,) if held else ()):
+                    self._lost(series)
+                self._next.clear()
+            else:
+                held.clear()  # another attempt: they were applied as they came
+            self._whole = False
+            self._retry = asyncio.get_running_loop().call_later(self._retry_seconds, self.begin)
+            self._retry_seconds = min(2 * self._retry_seconds, _MOST_RETRY_SECONDS)
         for batch in held:
             self.receive(batch)
-
-    def _failed(self, error: DynamoError, *, told: bool) -> None:
-        if self._missed:  # else this was another attempt, and what came since the first is not lost
-            _log.warning("%s: the state cannot be had (%s); going on without", self._source.name, error.message)
-            for series in self._next or ((0,) if told else ()):
-                self._lost(series)
-            self._next.clear()
-        self._whole = self._missed = False
-        self._retry = asyncio.get_running_loop().call_later(self._retry_seconds, self.begin)
-        self._retry_seconds = min(2 * self._retry_seconds, _MOST_RETRY_SECONDS)
 
     def _no_retry(self) -> None:
         if self._retry is not None:

@@ -123,8 +123,7 @@ class ReplicaSync:
         self._client: Client | None = None
 
     async def start(self) -> None:
-        runtime = self._runtime
-        self._served = await self._endpoint.serve(self._tell_all, events=runtime.event_address)
+        self._served = await self._endpoint.serve(self._tell_all, events=True)
         self._client = client = await self._endpoint.client()
         client.on_change(lambda instance: self._met(client, instance), self._left)
 
@@ -219,8 +218,12 @@ class ReplicaSync:
         if peer_id == self._runtime.instance_id or not instance.events:
             return
         self._left(peer_id)
-        self._listeners.add(peer_id)
-        self.peers[peer_id] = _Peer(self._runtime, client, instance, self._models)
+        try:
+            self.peers[peer_id] = _Peer(self._runtime, client, instance, self._models)
+        except ValueError as error:
+            _log.warning("what frontend %x routes is not known here: %s; give all processes one event plane", peer_id, error)
+        else:
+            self._listeners.add(peer_id)
 
     def _left(self, peer_id: int) -> None:
         self._listeners.discard(peer_id)

@@ -117,7 +117,7 @@ class EngineWorker:
             0,
             await runtime.endpoint(self._key.path).serve(
                 self._handler,
-                events=runtime.event_address,
+                events=True,
                 health_check_payload=self._health_payload(),
                 canary=CanarySettings(
                     enabled=settings.health_check_enabled,

@@ -31,15 +31,22 @@ class WorkerFeed:
         self._dispatcher = dispatcher
         self._subscriptions: list[EventSubscription] = []
         self._kv: Follower[KvBatch] | None = None
-        if address:
+        if not address:
+            return
+        try:
             self._subscriptions.append(plane.subscribe(address, LOAD_TOPIC, self._on_load))
-            if worker.card.kv_events and dispatcher.router.has("kv_events"):
-                source = Source(
-                    f"KV events of worker {worker.id:x}", number=_number, decode=self._decode, fetch=_fetching(client, worker.id)
-                )
-                self._kv = Follower(source, self._apply, self._lost)
-                self._subscriptions.append(plane.subscribe(address, KV_TOPIC, self._on_kv, self._kv.dropped))
-                self._kv.begin()
+        except ValueError as error:
+            _log.warning(
+                "worker %x tells nothing of its load and caches: %s; give all processes one event plane", worker.id, error
+            )
+            return
+        if worker.card.kv_events and dispatcher.router.has("kv_events"):
+            source = Source(
+                f"KV events of worker {worker.id:x}", number=_number, decode=self._decode, fetch=_fetching(client, worker.id)
+            )
+            self._kv = Follower(source, self._apply, self._lost)
+            self._subscriptions.append(plane.subscribe(address, KV_TOPIC, self._on_kv, self._kv.dropped))
+            self._kv.begin()
 
     def close(self) -> None:
         for subscription in self._subscriptions:

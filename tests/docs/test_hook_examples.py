@@ -141,7 +141,8 @@ async def test_request_plane(example: Example) -> None:
 
 async def test_event_plane(example: Example) -> None:
     plane = made(example("dynamo_event_planes").event_planes)
-    assert await plane.start() == ""
+    await plane.start()
+    assert await plane.address() == ""
     plane.subscribe("", "kv", print).publish("kv", b"")
 
 

@@ -75,7 +75,7 @@ class Namespaces:
         }
 
     def far_environ(self, etcd_port: int) -> dict[str, str]:
-        return {"DYN_TCP_RPC_HOST": FAR, "DYN_ZMQ_EVENT_HOST": FAR, "ETCD_ENDPOINTS": f"http://{NEAR}:{etcd_port}"}
+        return {"DYN_TCP_RPC_HOST": FAR, "ETCD_ENDPOINTS": f"http://{NEAR}:{etcd_port}"}
 
     async def cut(self, *, to: bool, back: bool) -> None:
         if to:
@@ -108,7 +108,7 @@ class Proxies:
 
     def __init__(self) -> None:
         self.far: list[str] = []
-        self._rpc, self._events, self._etcd = CutProxy(free_port()), CutProxy(free_port()), CutProxy()
+        self._rpc, self._etcd = CutProxy(free_port()), CutProxy()
 
     def far_environ(self, etcd_port: int) -> dict[str, str]:
         self._etcd.target = etcd_port
@@ -116,28 +116,24 @@ class Proxies:
             "DYN_TCP_RPC_HOST": "127.0.0.1",
             "DYN_TCP_RPC_PORT": str(self._rpc.target),
             "DYN_TCP_RPC_ADVERTISE": f"127.0.0.1:{self._rpc.port}",
-            "DYN_ZMQ_EVENT_HOST": "127.0.0.1",
-            "DYN_ZMQ_EVENT_PORT": str(self._events.target),
-            "DYN_ZMQ_EVENT_ADVERTISE": f"127.0.0.1:{self._events.port}",
             "ETCD_ENDPOINTS": f"http://127.0.0.1:{self._etcd.port}",
         }
 
     async def cut(self, *, to: bool, back: bool) -> None:
-        for proxy in (self._rpc, self._events):  # dialled from the near host
-            proxy.cut(up=to, down=back)
+        self._rpc.cut(up=to, down=back)  # dialled from the near host
         self._etcd.cut(up=back, down=to)  # from the far one
 
     async def heal(self) -> None:
-        for proxy in (self._rpc, self._events, self._etcd):
+        for proxy in (self._rpc, self._etcd):
             proxy.heal()
 
     async def __aenter__(self) -> Self:
-        for proxy in (self._rpc, self._events, self._etcd):
+        for proxy in (self._rpc, self._etcd):
             await proxy.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for proxy in (self._rpc, self._events, self._etcd):
+        for proxy in (self._rpc, self._etcd):
             await proxy.close()
 
 
@@ -300,7 +296,6 @@ async def main(options: argparse.Namespace) -> dict[str, Any]:
         near = {
             "ETCD_ENDPOINTS": etcd.url,
             "DYN_TCP_RPC_HOST": near_host,
-            "DYN_ZMQ_EVENT_HOST": near_host,
         }
         far = {**network.far_environ(etcd.port), "DYN_SYSTEM_PORT": str(far_port)}
         await stack.enter_async_context(process(folder, "frontend", frontend, near))

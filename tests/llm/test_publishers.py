@@ -91,7 +91,9 @@ async def test_what_is_accepted_and_what_is_refused(cluster: InprocCluster) -> N
 async def test_the_blocks_of_all_ranks_are_the_workers(cluster: InprocCluster) -> None:
     runtime = await cluster.runtime()
     told: list[Any] = []
-    runtime.event_plane.subscribe(runtime.event_address, LOAD_TOPIC, lambda payload: told.append(decode_load(payload)))
+    runtime.event_plane.subscribe(
+        await runtime.event_plane.address(), LOAD_TOPIC, lambda payload: told.append(decode_load(payload))
+    )
     publisher = WorkerMetricsPublisher()
     await publisher.create_endpoint(runtime.endpoint(PATH))
     publisher.publish(None, 3)

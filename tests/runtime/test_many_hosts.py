@@ -147,7 +147,7 @@ async def test_events_of_one_process_reach_another(runtime: Any) -> None:
     await one.start()
     await two.start()
     arrived = asyncio.Event()
-    two.event_plane.subscribe(one.event_address, "kv", lambda payload: arrived.set())
+    two.event_plane.subscribe(await one.event_plane.address(), "kv", lambda payload: arrived.set())
     async with asyncio.timeout(10):
         while not arrived.is_set():
             one.event_plane.publish("kv", b"x")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dynamo_core.contracts import KvBatch, KvCleared, KvEvent, KvRemoved, KvStored
 from dynamo_core.errors import CannotConnect, NoInstances
-from dynamo_core.kv.codec import decode_kv_batch
+from dynamo_core.kv.codec import decode_kv_batch, encode_kv_batch
 from dynamo_core.serving import follower as module
 from dynamo_core.serving.follower import Follower, Numbered, Source
 from dynamo_core.serving.kv_journal import KvJournal, KvMirror
@@ -106,7 +106,7 @@ EVENTS = st.lists(
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("publish"), EVENTS, st.integers(0, 1)),
-        st.tuples(st.sampled_from(["arrive", "lose", "swap", "answer", "begin", "load"])),
+        st.tuples(st.sampled_from(["arrive", "lose", "swap", "answer", "begin", "load", "dropped"])),
     ),
     max_size=60,
 )
@@ -140,6 +140,8 @@ async def play(steps: list[Any]) -> None:
             wire.follower.begin()
         elif step[0] == "load":
             tell_load(wire)
+        elif step[0] == "dropped":
+            wire.follower.dropped()
     wire.follower.begin()  # nothing happened before: a late join
     settle(wire)
     tell_load(wire)  # the last batches may have got lost
@@ -213,6 +215,42 @@ async def test_after_a_failure_it_asks_again_and_loses_nothing_more(monkeypatch:
     wire.answer()
     assert wire.copy.blocks() == {0: {"device": {1, 2, 3}}}
     assert wire.copy.lost == lost
+
+
+async def test_while_it_asks_again_batches_are_applied_until_the_state_begins(monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.01)
+    wire = Wire()
+    wire.follower.begin()
+    wire.asked.pop(0).on_error(CannotConnect("not yet"))
+    for number in range(2):
+        wire.publish(KvStored((number,)))
+        wire.arrive()
+    await until(lambda: wire.asked)
+    receiver = wire.asked.pop(0)
+    wire.publish(KvStored((2,)))
+    wire.arrive()
+    assert wire.copy.blocks() == {0: {"device": {0, 1, 2}}}
+    receiver.on_items([encode_kv_batch(KvBatch(1, 2, (KvCleared(), KvStored((0,))), 0))])  # and then it breaks off
+    wire.publish(KvStored((3,)))
+    wire.arrive()
+    receiver.on_error(CannotConnect("gone"))
+    assert wire.copy.lost == [0], "what was known is void"
+    assert wire.copy.blocks() == {0: {"device": {2, 3}}}
+    await until(lambda: wire.asked)
+    wire.answer()
+    assert wire.copy.blocks() == {0: {"device": {0, 1, 2, 3}}}
+
+
+async def test_a_loss_that_the_plane_tells_of_is_made_up_for_at_once() -> None:
+    wire = Wire()
+    wire.follower.begin()
+    wire.answer()
+    wire.publish(KvStored((1,)))
+    wire.sent.clear()
+    wire.follower.dropped()
+    await until(lambda: wire.asked)
+    wire.answer()
+    assert wire.copy.blocks() == {0: {"device": {1}}}
 
 
 async def test_a_worker_that_leaves_while_it_is_asked_is_no_error() -> None:

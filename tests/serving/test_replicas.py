@@ -189,6 +189,27 @@ async def test_so_is_what_got_lost_with_the_message_that_would_have_told(make: A
     await until(lambda: two.elsewhere() == (0, 0))
 
 
+async def test_a_frontend_with_another_event_plane_is_named_and_left_alone(
+    make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = await make()
+    number = one.route()
+
+    def foreign(address: str, *_: Any) -> Any:
+        raise ValueError(f"{address!r} is no address of this plane")
+
+    two = await make(join=False)
+    monkeypatch.setattr(two.runtime.event_plane, "subscribe", foreign)
+    two.sync._left(one.runtime.instance_id)
+    (instance,) = [i for i in two.sync._client.instances() if i.instance_id == one.runtime.instance_id]
+    two.sync._met(two.sync._client, instance)
+    assert "give all processes one event plane" in caplog.text
+    one.sharing.ended(number)
+    await asyncio.sleep(0.05)
+    assert not two.sync.peers
+    assert two.elsewhere() == (0, 0)
+
+
 async def test_one_turn_is_one_message_and_none_where_nobody_listens(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = await make()
     sent: list[bytes] = []

@@ -43,7 +43,7 @@ class FileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 class FileDiscovery:
     """All work on the disk is done by one thread, which looks at the folder again and again while anybody watches and wakes the
-    event loop only with news."""
+    event loop only with news. Its heartbeat says that the process lives; whether its loop does, the request plane asks."""
 
     def __init__(self, path: str | None) -> None:
         default = Path(tempfile.gettempdir()) / f"dynamo-{os.getuid()}" / "kv"
@@ -112,9 +112,10 @@ class FileDiscovery:
             if self._watchers:
                 self._look()
             self._failing = False
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  # nobody else does this work
             if not self._failing:
-                _log.error("the discovery folder is out of reach, the last known state stays: %s", error)
+                broken = None if isinstance(error, OSError) else error
+                _log.error("the discovery folder is out of reach, the last known state stays: %s", error, exc_info=broken)
             self._failing = True
         if not self._watchers:
             return HEARTBEAT_SECONDS
@@ -151,17 +152,16 @@ class _Clerk:
 
     def _run(self) -> None:
         pause = 0.0
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody is left to work for
-            while True:
-                try:
-                    job = self._jobs.get(timeout=pause)
-                except Empty:
-                    pause = self._round()
-                    continue
-                self._answer(job.work, job.future)
-                if job.last:
-                    return
-                pause = 0.0
+        while not self._loop.is_closed():  # else nobody is left to work for
+            try:
+                job = self._jobs.get(timeout=pause)
+            except Empty:
+                pause = self._round()
+                continue
+            self._answer(job.work, job.future)
+            if job.last:
+                return
+            pause = 0.0
 
     def _answer(self, work: Callable[[], Any], future: asyncio.Future[Any]) -> None:
         result: Any = None
@@ -170,7 +170,8 @@ class _Clerk:
             result = work()
         except Exception as error:  # noqa: BLE001  # whoever asked gets it
             failure = error
-        self._loop.call_soon_threadsafe(_settle, future, result, failure)
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            self._loop.call_soon_threadsafe(_settle, future, result, failure)
 
 
 def _settle(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:

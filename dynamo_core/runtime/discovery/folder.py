@@ -166,7 +166,7 @@ class Folder:
     def _read_owner(self, path: Path) -> Owner | None:
         try:
             return msgspec.json.decode(path.read_bytes(), type=Owner)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             self._complain(str(path), str(error))
             return None
 

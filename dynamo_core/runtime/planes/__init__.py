@@ -9,5 +9,6 @@ from dynamo_core.runtime.planes.client import ClientConnection
 from dynamo_core.runtime.planes.connection import Connection
 from dynamo_core.runtime.planes.multiplex import MultiplexPlane
 from dynamo_core.runtime.planes.server import ServerConnection
+from dynamo_core.runtime.planes.streams import EVENTS_ENDPOINT
 
-__all__ = ["ClientConnection", "Connection", "MultiplexPlane", "ServerConnection"]
+__all__ = ["EVENTS_ENDPOINT", "ClientConnection", "Connection", "MultiplexPlane", "ServerConnection"]

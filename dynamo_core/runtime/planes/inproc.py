@@ -94,8 +94,10 @@ class InprocEvents:
         self._hub = hub or InprocHub()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def start(self) -> str:
+    async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
+
+    async def address(self) -> str:
         return self._address
 
     def publish(self, topic: str, payload: bytes) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,18 +18,20 @@ from dynamo_core.errors import DynamoError, InvalidRequest, StartupError
 from dynamo_core.hookspecs import hookimpl
 from dynamo_core.specs import EventPlaneSpec, PlaneContext
 
-__all__ = ["RequestPlaneEvents", "dynamo_event_planes"]
+__all__ = ["EVENTS_ENDPOINT", "RequestPlaneEvents", "dynamo_event_planes"]
 
 _log = logging.getLogger(__name__)
 
-_PLACE = ("dynamo", "events", "subscribe")
-"""Namespace, component and endpoint: the same in every process, whatever it serves besides."""
+_PLACE = ("dynamo", "events", "+subscribe")
+"""Namespace, component and endpoint: the same in every process, and none that a program can serve."""
+EVENTS_ENDPOINT = ".".join(_PLACE)
 _LOOK = 512
 """Payloads after which it is seen whether a subscriber keeps up."""
 _QUEUE = 16_384
 """Payloads kept for one that does not; what comes after them is dropped, and it is told."""
 _RETRY_SECONDS = 0.1
 _MOST_RETRY_SECONDS = 1.0
+_HEX = re.compile(r"[0-9a-f]{1,16}")
 
 
 class RequestPlaneEvents:
@@ -41,8 +44,11 @@ class RequestPlaneEvents:
         self._subscribers: dict[str, dict[_Subscriber, None]] = {}
         self._subscriptions: set[_Subscription] = set()
 
-    async def start(self) -> str:
-        return f"{self._id:x}@{await self._plane.serve('.'.join(_PLACE), self._subscribed)}"
+    async def start(self) -> None:
+        """Nothing to do: a process that only calls others need not listen."""
+
+    async def address(self) -> str:
+        return f"{self._id:x}@{await self._plane.serve(EVENTS_ENDPOINT, self._subscribed)}"
 
     def publish(self, topic: str, payload: bytes) -> None:
         self._counts[topic] = following = self._counts.get(topic, 0) + 1
@@ -52,23 +58,24 @@ class RequestPlaneEvents:
     def subscribe(
         self, address: str, topic: str, callback: Callable[[bytes], None], on_lost: Callable[[], None] | None = None
     ) -> _Subscription:
-        subscription = _Subscription(self._plane, topic, callback, on_lost, self._subscriptions.discard)
+        number, _, where = address.partition("@")
+        if not where or not _HEX.fullmatch(number):
+            raise ValueError(f"{address!r} is no address of the event plane request-plane")
+        namespace, component, endpoint = _PLACE
+        instance = Instance(
+            instance_id=int(number, 16), namespace=namespace, component=component, endpoint=endpoint, address=where
+        )
+        subscription = _Subscription(self._plane, instance, topic, callback, on_lost, self._subscriptions.discard)
         self._subscriptions.add(subscription)
-        number, at, where = address.partition("@")
-        if at:
-            subscription.begin(where, int(number, 16))
-        else:
-            _log.warning(
-                "no events come from %s, whose event plane is another one; give all processes one DYN_EVENT_PLANE", address
-            )
+        subscription.open()
         return subscription
 
     async def close(self) -> None:
         for subscription in tuple(self._subscriptions):
             subscription.close()
-        for subscribers in self._subscribers.values():
-            for subscriber in tuple(subscribers):
-                subscriber.close()
+        subscribers = [subscriber for those in self._subscribers.values() for subscriber in those]
+        self._subscribers.clear()
+        await asyncio.gather(*(subscriber.close() for subscriber in subscribers))
 
     def _subscribed(self, request: Any, context: Context, sink: ResponseSink) -> None:
         """The handler of the endpoint; ``request`` is the topic."""
@@ -81,8 +88,10 @@ class RequestPlaneEvents:
 
         def gone(killed: bool) -> None:
             del killed
-            subscriber.close()
+            subscriber.end()
             subscribers.pop(subscriber, None)
+            if not subscribers and self._subscribers.get(request) is subscribers:
+                del self._subscribers[request]
 
         context.on_cancel(gone)
 
@@ -112,10 +121,15 @@ class _Subscriber:
                 self._look = asyncio.create_task(self._until_it_keeps_up())
             self._full = self._sent >= _QUEUE
 
-    def close(self) -> None:
+    def end(self) -> None:
         if self._look is not None:
             self._look.cancel()
         self._sink.end()
+
+    async def close(self) -> None:
+        self.end()
+        if self._look is not None:
+            await asyncio.gather(self._look, return_exceptions=True)
 
     async def _until_it_keeps_up(self) -> None:
         await self._sink.ready()
@@ -131,30 +145,28 @@ class _Subscription:
     def __init__(
         self,
         plane: RequestPlane,
+        instance: Instance,
         topic: str,
         callback: Callable[[bytes], None],
         on_lost: Callable[[], None] | None,
         forget: Callable[[_Subscription], object],
     ) -> None:
         self._plane = plane
+        self._instance = instance
         self._topic = topic
         self._callback = callback
         self._on_lost = on_lost
         self._forget = forget
         self._loop = asyncio.get_running_loop()
-        self._instance: Instance | None = None
         self._stream: ClientStream | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._pause = _RETRY_SECONDS
         self._expected = 0
         self._closed = False
 
-    def begin(self, address: str, instance_id: int) -> None:
-        namespace, component, endpoint = _PLACE
-        self._instance = Instance(
-            instance_id=instance_id, namespace=namespace, component=component, endpoint=endpoint, address=address
-        )
-        self._open()
+    def open(self) -> None:
+        self._timer = None
+        self._stream = self._plane.open(self._instance, self._topic, Context(), self)
 
     def close(self) -> None:
         if self._closed:
@@ -185,7 +197,7 @@ class _Subscription:
         self._again()
 
     def on_error(self, error: DynamoError) -> None:
-        _log.debug("the events %s of %s have ended: %s", self._topic, self._instance and self._instance.address, error.message)
+        _log.debug("the events %s of %s have ended: %s", self._topic, self._instance.address, error.message)
         self._again()
 
     def _goes_on_with(self, number: int) -> None:
@@ -197,13 +209,8 @@ class _Subscription:
     def _again(self) -> None:
         self._stream = None
         if not self._closed:
-            self._timer = self._loop.call_later(self._pause, self._open)
+            self._timer = self._loop.call_later(self._pause, self.open)
             self._pause = min(2 * self._pause, _MOST_RETRY_SECONDS)
-
-    def _open(self) -> None:
-        assert self._instance is not None  # noqa: S101 - for the type checker
-        self._timer = None
-        self._stream = self._plane.open(self._instance, self._topic, Context(), self)
 
 
 def _made(config: object, context: PlaneContext) -> RequestPlaneEvents:

@@ -68,9 +68,9 @@ class ZmqEvents:
         self._sources: dict[str, _Source] = {}
         self._own_folder: str | None = None
 
-    async def start(self) -> str:
+    async def start(self) -> None:
         if self._publisher is not None:
-            return self._address
+            return
         self._context = zmq.Context(io_threads=1)
         publisher = self._context.socket(zmq.PUB)
         publisher.setsockopt(zmq.LINGER, 0)
@@ -90,6 +90,8 @@ class ZmqEvents:
         else:
             host, port = self._config.host or _LOOPBACK, int(self._address.rpartition(":")[2])
             self._address = f"tcp://{_bracketed(published_address(self._config.advertise, host, port))}"
+
+    async def address(self) -> str:
         return self._address
 
     def publish(self, topic: str, payload: bytes) -> None:
@@ -171,7 +173,11 @@ class _Source:
         socket.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         _over_networks(socket)
-        socket.connect(address)
+        try:
+            socket.connect(address)
+        except zmq.ZMQError as error:
+            socket.close()
+            raise ValueError(f"{address!r} is no address of the event plane zmq: {error.strerror}") from None
         self._descriptor = int(socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._descriptor, self._read)
 

@@ -133,3 +133,16 @@ def test_a_worker_that_was_only_out_of_sight_is_no_newcomer(make_fleet: Any) -> 
         fleet.now += 60
         assert fleet.serve(one).worker_id == 1
         assert fleet.serve(other).worker_id == 2
+
+
+def test_a_newcomer_whose_state_is_fetched_again_stays_one(make_fleet: Any) -> None:
+    fleet, lots = make_fleet(2), random.Random(8)
+    common, own = prompt(lots, 1600), prompt(lots, 40)
+    cached(fleet, common, 1, 2)
+    assert {fleet.serve(common).worker_id for _ in range(2)} == {1, 2}
+    fleet.join(9)
+    assert fleet.serve(own).worker_id == 9
+    cached(fleet, own, 9)
+    fleet.tell(9, KvCleared(), KvStored(tuple(sequence_hashes(own, SIZE))))
+    fleet.now += 60
+    assert 9 in {fleet.serve(common).worker_id for _ in range(3)}

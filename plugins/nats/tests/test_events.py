@@ -50,7 +50,8 @@ async def planes(nats: NatsServer) -> AsyncIterator[tuple[NatsEvents, str, NatsE
         for number in (1, 2)
     )
     await two.start()
-    yield one, await one.start(), two
+    await one.start()
+    yield one, await one.address(), two
     await one.close()
     await two.close()
 

@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -366,6 +367,39 @@ async def test_only_news_wakes_the_event_loop(tmp_path: Path) -> None:
     async with asyncio.timeout(5):
         while [thread for thread in threading.enumerate() if thread.name == "discovery"]:  # noqa: ASYNC110  # a thread ends when it ends
             await asyncio.sleep(0.01)
+
+
+async def test_whatever_goes_wrong_in_a_round_the_next_one_comes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FileDiscovery(str(tmp_path))
+    await store.start()
+    events = store.watch("")
+    assert await anext(events) == Synced()
+    news = asyncio.ensure_future(anext(events))
+    scan, failures = store._folder.scan, [RuntimeError("a bug"), ValueError("another")]
+    monkeypatch.setattr(store._folder, "scan", lambda: scan() if not failures else fail(failures.pop()))
+    await store.put("a", b"1")
+    assert await asyncio.wait_for(news, 5) == Put("a", b"1")
+    assert caplog.text.count("out of reach") == 1
+    await store.close()
+
+
+def fail(error: Exception) -> Any:
+    raise error
+
+
+def test_a_loop_that_was_left_takes_its_thread_along(tmp_path: Path) -> None:
+    async def leave() -> None:
+        store = FileDiscovery(str(tmp_path))
+        await store.start()
+        await anext(store.watch(""))
+
+    asyncio.run(leave())
+    deadline = time.monotonic() + 5
+    while [thread for thread in threading.enumerate() if thread.name == "discovery"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 async def test_an_outage_keeps_the_last_known_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -64,7 +64,8 @@ async def planes(request: pytest.FixtureRequest, folder: str) -> AsyncIterator[A
 
     one, two = make(1), make(2)
     await two.start()
-    yield one, await one.start(), two
+    await one.start()
+    yield one, await one.address(), two
     await two.close()
     await one.close()
     for plane in beneath:
@@ -141,7 +142,8 @@ async def test_a_process_may_subscribe_to_itself(planes: Any) -> None:
 
 async def test_what_was_published_before_the_subscription_is_told_as_lost(folder: str) -> None:
     one, two = (ZmqEvents(ZmqConfig(), PlaneContext(namespace="test", run_dir=folder, instance_id=number)) for number in (1, 2))
-    address = await one.start()
+    await one.start()
+    address = await one.address()
     await two.start()
     one.publish("kv", b"early")
     inbox = Inbox()
@@ -165,7 +167,8 @@ async def test_a_restarted_publisher_is_told_as_lost(folder: str) -> None:
         return ZmqEvents(config, PlaneContext(namespace="test", run_dir=folder, instance_id=number))
 
     one, two = make(1), make(2)
-    address = await one.start()
+    await one.start()
+    address = await one.address()
     await two.start()
     inbox, _ = await subscribed(one, two, address)
     await one.close()
@@ -182,7 +185,8 @@ async def test_a_restarted_publisher_is_told_as_lost(folder: str) -> None:
 
 async def test_the_ipc_file_is_private_and_removed(folder: str) -> None:
     plane = ZmqEvents(ZmqConfig(), PlaneContext(namespace="test", run_dir=folder, instance_id=1))
-    path = Path((await plane.start()).removeprefix("ipc://"))
+    await plane.start()
+    path = Path((await plane.address()).removeprefix("ipc://"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     await plane.close()
     assert not path.exists()
@@ -190,7 +194,8 @@ async def test_the_ipc_file_is_private_and_removed(folder: str) -> None:
 
 async def test_a_long_run_folder_still_works(tmp_path: Path) -> None:
     plane = ZmqEvents(ZmqConfig(), PlaneContext(namespace="test", run_dir=str(tmp_path / ("x" * 120)), instance_id=1))
-    assert (await plane.start()).startswith("ipc://")
+    await plane.start()
+    assert (await plane.address()).startswith("ipc://")
     await plane.close()
 
 
@@ -204,14 +209,16 @@ async def test_a_folder_or_port_that_cannot_be_used_is_one_sentence(folder: str)
 async def test_a_wildcard_is_published_as_something_that_others_can_dial(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     context = PlaneContext(namespace="test", run_dir=folder, instance_id=1)
     plane = ZmqEvents(ZmqConfig(host="0.0.0.0"), context)
-    address = await plane.start()
+    await plane.start()
+    address = await plane.address()
     await plane.close()
     assert address.startswith(f"tcp://{socket.gethostname()}:")
     (spec,) = dynamo_event_planes()
     monkeypatch.setenv("DYN_ZMQ_EVENT_HOST", "127.0.0.1")
     monkeypatch.setenv("DYN_ZMQ_EVENT_ADVERTISE", "10.0.0.7:9")
     plane = spec.factory(None, context)
-    assert await plane.start() == "tcp://10.0.0.7:9"
+    await plane.start()
+    assert await plane.address() == "tcp://10.0.0.7:9"
     await plane.close()
     monkeypatch.setenv("DYN_ZMQ_EVENT_PORT", "many")
     with pytest.raises(StartupError, match="DYN_ZMQ_EVENT_PORT"):

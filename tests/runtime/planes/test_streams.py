@@ -48,7 +48,7 @@ async def make(folder: str) -> AsyncIterator[Callable[[int], tuple[TcpPlane, Req
 
 async def test_events_and_responses_of_one_turn_arrive_in_one_frame(make: Any) -> None:
     (plane, events), (caller, hearer) = make(1), make(2)
-    address = await events.start()
+    address = await events.address()
 
     def answer(request: Any, context: Context, sink: Any) -> None:
         def step() -> None:
@@ -85,7 +85,7 @@ async def test_events_and_responses_of_one_turn_arrive_in_one_frame(make: Any) -
 
 async def test_what_was_published_before_the_subscription_is_told_as_lost(make: Any) -> None:
     (_, one), (_, two) = make(1), make(2)
-    address = await one.start()
+    address = await one.address()
     one.publish("kv", b"early")
     heard, other = Heard(two, address), Heard(two, address, "kvload")
     await until(lambda: heard.told)
@@ -98,7 +98,7 @@ async def test_what_was_published_before_the_subscription_is_told_as_lost(make: 
 
 async def test_a_connection_that_breaks_is_made_again_and_only_a_gap_is_told(make: Any) -> None:
     (plane, one), (_, two) = make(1), make(2)
-    heard = Heard(two, await one.start())
+    heard = Heard(two, await one.address())
     await until(lambda: one._subscribers.get("kv"))
     one.publish("kv", b"1")
     await until(lambda: heard.told)
@@ -106,15 +106,15 @@ async def test_a_connection_that_breaks_is_made_again_and_only_a_gap_is_told(mak
         heard.told.clear()
         (connection,) = plane._accepted
         connection.abort()
-        await until(lambda: not one._subscribers["kv"])
+        await until(lambda: not one._subscribers.get("kv"))
         if gap:
             one.publish("kv", b"missed")
-        await until(lambda: one._subscribers["kv"])
+        await until(lambda: one._subscribers.get("kv"))
         one.publish("kv", b"heard")
         await until(lambda: b"heard" in heard.told)
         assert heard.told == (["lost"] if gap else []) + [b"heard"]
     heard.subscription.close()
-    await until(lambda: not one._subscribers["kv"])
+    await until(lambda: not one._subscribers.get("kv"))
 
 
 async def test_a_publisher_that_comes_later_or_again_is_found(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,14 +128,14 @@ async def test_a_publisher_that_comes_later_or_again_is_found(folder: str, monke
     (caller, two), (plane, one) = make(2), make(1)
     heard = Heard(two, "1@inproc:1")
     await asyncio.sleep(0.05)
-    await one.start()
+    await one.address()
     await until(lambda: one._subscribers.get("kv"))
     one.publish("kv", b"1")
     await until(lambda: heard.told == [b"1"])
     await one.close()
     await plane.close()
     plane, one = make(1)
-    await one.start()
+    await one.address()
     await until(lambda: one._subscribers.get("kv"))
     one.publish("kv", b"again")
     await until(lambda: b"again" in heard.told)
@@ -147,7 +147,7 @@ async def test_a_publisher_that_comes_later_or_again_is_found(folder: str, monke
 async def test_who_falls_behind_is_told_and_costs_a_bounded_queue(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_QUEUE", 4096)
     (plane, one), (_, two) = make(1), make(2)
-    slow, quick = Heard(two, await one.start()), Heard(two, await one.start())
+    slow, quick = Heard(two, await one.address()), Heard(two, await one.address())
     await until(lambda: len(one._subscribers.get("kv", ())) == 2)
     slow.subscription._stream.pause()
     for number in range(20_000):
@@ -167,13 +167,13 @@ async def test_who_falls_behind_is_told_and_costs_a_bounded_queue(make: Any, mon
     assert slow.told == [*(b"%d" % number for number in range(kept)), "lost", b"at last"]
 
 
-async def test_an_address_of_another_plane_and_a_subscription_without_topic_are_refused_in_words(
-    make: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_address_of_another_plane_and_a_subscription_without_topic_are_refused_in_words(make: Any) -> None:
     (_, one), (caller, two) = make(1), make(2)
-    two.subscribe("ipc:///somewhere", "kv", lambda _: None).close()
-    assert "DYN_EVENT_PLANE" in caplog.text
-    number, _, where = (await one.start()).partition("@")
+    for address in ("ipc:///somewhere", "nats:dynamo.1", "redis://user@host", "1@", ""):
+        with pytest.raises(ValueError, match="no address of the event plane request-plane"):
+            two.subscribe(address, "kv", lambda _: None)
+    assert not two._subscriptions
+    number, _, where = (await one.address()).partition("@")
     errors: list[str] = []
 
     class Receiver:
@@ -193,7 +193,16 @@ async def test_an_address_of_another_plane_and_a_subscription_without_topic_are_
 async def test_a_runtime_has_it_without_being_asked(tmp_path: Any) -> None:
     async with DistributedRuntime(None, "mem", run_dir=str(tmp_path)) as runtime:
         assert isinstance(runtime.event_plane, RequestPlaneEvents)
-        heard = Heard(runtime.event_plane, runtime.event_address)
+        heard = Heard(runtime.event_plane, await runtime.event_plane.address())
         await until(lambda: runtime.event_plane._subscribers.get("kv"))
         runtime.event_plane.publish("kv", b"x")
         await until(lambda: heard.told == [b"x"])
+
+
+async def test_a_process_that_only_calls_does_not_listen(tmp_path: Any) -> None:
+    async with DistributedRuntime(None, "file", run_dir=str(tmp_path / "run"), file_kv=str(tmp_path / "kv")) as runtime:
+        client = await runtime.endpoint("test.backend.generate").client()
+        assert client.instance_ids() == []
+        assert not list((tmp_path / "run").iterdir())
+        await runtime.event_plane.address()
+        assert [path.suffix for path in (tmp_path / "run").iterdir()] == [".sock"]

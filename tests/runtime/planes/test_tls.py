@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +13,7 @@ import pytest
 
 from dynamo_core.contracts import Context, Instance
 from dynamo_core.errors import CannotConnect, ConfigError, Disconnected, StartupError
+from dynamo_core.runtime.planes.streams import RequestPlaneEvents
 from dynamo_core.runtime.planes.tcp import TcpConfig, TcpPlane, dynamo_request_planes
 from dynamo_core.specs import PlaneContext
 
@@ -78,6 +80,25 @@ async def test_mutual_tls_turns_away_who_shows_no_certificate(make: Any, certifi
     make(9, **ca).open(instance(address), "hello", Context(), refused)
     with pytest.raises((CannotConnect, Disconnected)):
         await refused.result()
+
+
+async def test_events_come_over_the_same_connection_and_to_nobody_without_a_certificate(make: Any, certificate: Any) -> None:
+    ca = {"tls_ca": certificate["tls_cert"]}
+    publisher = RequestPlaneEvents(make(7, host="127.0.0.1", tls_verify_clients=True, **ca, **certificate), 7)
+    address = await publisher.address()
+    assert address.startswith("7@tls:127.0.0.1:")
+    trusted, stranger = RequestPlaneEvents(make(8, **ca, **certificate), 8), RequestPlaneEvents(make(9, **ca), 9)
+    heard: list[bytes] = []
+    overheard: list[bytes] = []
+    stranger.subscribe(address, "kv", overheard.append)
+    trusted.subscribe(address, "kv", heard.append)
+    async with asyncio.timeout(10):
+        while len(heard) < 30:
+            publisher.publish("kv", b"stored")
+            await asyncio.sleep(0.01)
+    assert not overheard
+    for events in (trusted, stranger, publisher):
+        await events.close()
 
 
 async def test_a_file_that_cannot_be_used_is_one_sentence(make: Any, certificate: Any, tmp_path: Path) -> None:

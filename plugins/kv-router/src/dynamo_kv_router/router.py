@@ -295,10 +295,10 @@ class KvRouter:
     def kv_events(self, batch: KvBatch) -> None:
         places = self._books.of(batch.worker_id)
         if batch.dp_rank < len(places):
-            place = places[batch.dp_rank]
+            place, newcomers = places[batch.dp_rank], self._books.newcomers
+            if newcomers and len(batch.events) > 1 and isinstance(batch.events[0], KvCleared) and not self._caches.size(place):
+                newcomers.left((place,))  # a state, the first: it had a cache when it came, so it was only out of sight
             self._caches.take(batch, place)
-            if self._books.newcomers and len(batch.events) > 1 and isinstance(batch.events[0], KvCleared):
-                self._books.newcomers.left((place,))  # a state: it had a cache when it came, so it was only out of sight
 
     def kv_lost(self, worker_id: int, dp_rank: int) -> None:
         places = self._books.of(worker_id)

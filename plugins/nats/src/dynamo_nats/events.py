@@ -45,11 +45,13 @@ class NatsEvents:
         """Monotonic time since which NATS is out of reach."""
         return None if self._link is None else self._link.out_since
 
-    async def start(self) -> str:
+    async def start(self) -> None:
         if self._link is None:
             link = Link(self._config, on_back=self._back)
             await link.connect()
             self._link = link
+
+    async def address(self) -> str:
         return f"nats:{self._subject}"
 
     def publish(self, topic: str, payload: bytes) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from nats.aio.msg import Msg
 
 from dynamo_core.errors import StartupError
-from dynamo_core.runtime.planes import ClientConnection, MultiplexPlane, ServerConnection
+from dynamo_core.runtime.planes import EVENTS_ENDPOINT, ClientConnection, MultiplexPlane, ServerConnection
 from dynamo_core.specs import PlaneContext
 from dynamo_nats.link import Link, base_subject
 from dynamo_nats.options import NatsConfig
@@ -116,7 +116,7 @@ class NatsRequests(MultiplexPlane):
         while True:
             await asyncio.sleep(config.heartbeat_secs)
             for pipe in tuple(self._pipes.values()):
-                pipe.look(active=bool(pipe.protocol.streams), heartbeat=config.heartbeat_secs, timeout=config.peer_timeout_secs)
+                pipe.look(active=_serves(pipe.protocol), heartbeat=config.heartbeat_secs, timeout=config.peer_timeout_secs)
 
     def _hold(self, full: bool) -> None:
         self._full = full
@@ -177,3 +177,8 @@ class NatsRequests(MultiplexPlane):
         if pipe.accepted is not None and not pipe.accepted.done() and peer:
             pipe.peer = peer
             pipe.accepted.set_result(None)
+
+
+def _serves(protocol: ClientConnection | ServerConnection) -> bool:
+    """Requests run there; streams of events always do."""
+    return any(stream.endpoint != EVENTS_ENDPOINT for stream in protocol.streams.values())
