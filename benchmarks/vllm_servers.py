@@ -97,15 +97,23 @@ def _process(setting: Setting, name: str, command: Sequence[str], **more: Any) -
 @contextlib.contextmanager
 def _http_server(setting: Setting, name: str, command: Sequence[str], port: int, path: str) -> Iterator[Driven]:
     with _process(setting, name, command) as started:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2).close()
-                break
-            if started.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"{name} did not start:\n{setting.log(name).read_text(errors='replace')[-3000:]}")
-            time.sleep(0.3)
-        yield Driven(started.pid, lambda prompts, tokens: ask_together(port, prompts, tokens))
+
+        def wait() -> None:
+            deadline = time.monotonic() + START_SECONDS
+            while True:
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2).close()
+                    return
+                if started.poll() is not None or time.monotonic() > deadline:
+                    sys.exit(f"{name} is not ready:\n{setting.log(name).read_text(errors='replace')[-3000:]}")
+                time.sleep(0.3)
+
+        def generate(prompts: Sequence[Sequence[int]], tokens: int) -> Answered:
+            wait()  # while others start, ours may find that its engine gets no time, and take it out
+            return ask_together(port, prompts, tokens)
+
+        wait()
+        yield Driven(started.pid, generate)
 
 
 @contextlib.contextmanager
