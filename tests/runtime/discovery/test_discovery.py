@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import stat
@@ -50,8 +49,6 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     yield make
     for one in made:
         await one.close()
-    if request.param == "etcd":
-        gc.collect()  # freed in the child of a later fork, gRPC's channels wait for ever for a thread that is not there
 
 
 async def following(store: Discovery, prefix: str, count: int) -> list[Any]:

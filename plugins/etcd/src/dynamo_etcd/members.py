@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from dynamo_core.errors import StartupError
+from dynamo_etcd.forks import collect_nothing_while_forking
 from dynamo_etcd.messages import rpc, stubs
 from dynamo_etcd.options import Address, Options
 
@@ -47,6 +48,9 @@ _PASSING = frozenset(
 )
 """Codes of failures that another member, or the same one later, may not have."""
 _TOKEN_SIGNS = ("auth store is old", "user name is empty", "invalid auth token")
+
+
+collect_nothing_while_forking()
 
 
 class Unreachable(Exception):
