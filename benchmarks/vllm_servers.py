@@ -109,7 +109,7 @@ def _http_server(setting: Setting, name: str, command: Sequence[str], port: int,
                 time.sleep(0.3)
 
         def generate(prompts: Sequence[Sequence[int]], tokens: int) -> Answered:
-            wait()  # while others start, ours may find that its engine gets no time, and take it out
+            wait()  # one that was ready was not any more when others had started
             return ask_together(port, prompts, tokens)
 
         wait()
