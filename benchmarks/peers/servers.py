@@ -27,6 +27,8 @@ __all__ = ["BACKENDS", "OURS", "PROXIES", "SERVERS", "Engine", "NotStarted", "Pe
 
 OURS = "dynamo-core"
 _START_SECONDS = 120.0
+_AT_ONCE = 1e6
+"""No delay to speak of, of Dynamo 1.6.1's mocker. Its ``--speedup-ratio 0``, which is to mean that, gives it the delays of 1."""
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,6 +185,7 @@ class Dynamo:
         state = setting.folder / f"{self.name}-state"
         state.mkdir(exist_ok=True)
         kv = tempfile.mkdtemp(dir=state)
+        speedup = engine.speedup or _AT_ONCE
         environment = {
             "DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": kv, "DYN_EVENT_PLANE": "zmq", "DYN_REQUEST_PLANE": "tcp",
             "DYN_LOG": "error", "HF_HUB_OFFLINE": "1",
@@ -192,7 +195,7 @@ class Dynamo:
         frontend = [python, "-m", "dynamo.frontend", "--http-port", str(port), "--router-mode", "kv", *self._flags]
         workers = [
             python, "-m", "dynamo.mocker", "--model-path", str(setting.model), "--model-name", MODEL,
-            "--num-workers", str(self._workers), "--block-size", "16", "--speedup-ratio", str(engine.speedup),
+            "--num-workers", str(self._workers), "--block-size", "16", "--speedup-ratio", str(speedup),
             "--decode-speedup-ratio", str(engine.decode_speedup), "--max-num-seqs", str(engine.max_num_seqs),
             "--max-num-batched-tokens", str(engine.max_num_batched_tokens), "--num-gpu-blocks-override", str(engine.blocks),
         ]  # fmt: skip
