@@ -13,9 +13,14 @@ PROMPT = list(range(1600))
 HASHES = sequence_hashes(PROMPT, SIZE)
 
 
-def asked(scarcity: Scarcity, found: int, times: int = 300) -> float:
+LOTS = [list(range(start, start + 1600)) for start in range(0, 800_000, 1600)]
+"""Prompts of a hundred blocks each."""
+
+
+def asked(scarcity: Scarcity, found: int, times: int = 1) -> float:
     for _ in range(times):
-        scarcity.observe(PromptHashes(PROMPT, SIZE), found)
+        for prompt in LOTS:
+            scarcity.observe(PromptHashes(prompt, SIZE), found)
     return scarcity.share
 
 
@@ -27,11 +32,22 @@ def test_caches_are_taken_to_be_scarce_until_they_prove_not_to_be() -> None:
     assert asked(scarcity, 100) < 0.001
 
 
-def test_the_share_is_what_was_evicted_of_what_could_have_been_found() -> None:
+@pytest.mark.parametrize("found", [0, 50, 75, 97])
+def test_the_share_is_what_was_evicted_of_what_could_have_been_found(found: int) -> None:
     scarcity = Scarcity()
-    scarcity.evicted(HASHES[75:])
-    assert asked(scarcity, 75, 3000) == pytest.approx(0.25, abs=0.01)
-    assert asked(scarcity, 100, 3000) < 0.01
+    for prompt in LOTS:
+        scarcity.evicted(sequence_hashes(prompt, SIZE)[found:])
+    assert asked(scarcity, found, 5) == pytest.approx(1 - found / 100, abs=0.01)
+    assert asked(scarcity, 100, 5) < 0.01
+
+
+def test_evicted_blocks_count_up_to_one_that_was_not() -> None:
+    scarcity = Scarcity()
+    for prompt in LOTS:
+        hashes = sequence_hashes(prompt, SIZE)
+        scarcity.evicted([*hashes[20:40], *hashes[90:]])
+    assert asked(scarcity, 20, 5) == pytest.approx(20 / 40, abs=0.02)
+    assert asked(scarcity, 40, 5) < 0.01
 
 
 def test_what_was_evicted_is_remembered_within_bounds() -> None:

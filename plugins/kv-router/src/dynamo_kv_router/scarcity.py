@@ -18,6 +18,9 @@ _PRIOR = 4.0
 """Blocks that count as evicted before anything was seen: caches are taken to be scarce until they prove not to be."""
 _LIMIT = 1 << 17
 """Evicted blocks remembered."""
+_SAMPLE = 8
+"""One of so many blocks stands for all, by its hash: whole caches go by here, and remembering each block of theirs costs as much
+as the index itself."""
 
 
 class Scarcity:
@@ -32,20 +35,27 @@ class Scarcity:
         self._gone = _PRIOR
 
     def evicted(self, seq_hashes: Sequence[int]) -> None:
-        self._young.update(seq_hashes)
-        if len(self._young) > _LIMIT // 2:
+        self._young.update([seq_hash for seq_hash in seq_hashes if not seq_hash % _SAMPLE])
+        if len(self._young) > _LIMIT // _SAMPLE // 2:
             self._old, self._young = self._young, set()
 
     def observe(self, prompt: PromptHashes, found: int) -> None:
-        """A prompt of which the best place has so many leading blocks. O(1), but for one that was evicted: O(log blocks)."""
-        at, step = found, 1
-        while at < prompt.count:
-            far = min(at + step, prompt.count)
-            last = prompt.upto(far)[far - 1]
-            if last not in self._young and last not in self._old:
-                break
-            at, step = far, 2 * step
+        """A prompt of which the best place has so many leading blocks. O(1), but for one that was evicted: O(its blocks)."""
+        gone = _SAMPLE * self._leading(prompt, found)
         self._found = self._found * _MEMORY + found
-        self._gone = self._gone * _MEMORY + at - found
+        self._gone = self._gone * _MEMORY + gone
         total = self._found + self._gone
         self.share = self._gone / total if total else 1.0
+
+    def _leading(self, prompt: PromptHashes, start: int) -> int:
+        """How many sampled blocks from ``start`` on were evicted, up to one that was not."""
+        count, step = 0, _SAMPLE
+        while start < prompt.count:
+            end = min(start + step, prompt.count)
+            for seq_hash in prompt.upto(end)[start:end]:
+                if not seq_hash % _SAMPLE:
+                    if seq_hash not in self._young and seq_hash not in self._old:
+                        return count
+                    count += 1
+            start, step = end, 2 * step
+        return count
