@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -61,7 +61,7 @@ class Exchange:
         return self._headers
 
     def info(self) -> HttpRequestInfo:
-        scope = cast("Any", self.scope)
+        scope: Any = self.scope
         client = scope.get("client")
         return HttpRequestInfo(
             id=self.id,
@@ -103,7 +103,8 @@ class Exchange:
 
 
 def exchange_of(scope: Scope) -> Exchange:
-    return cast("Exchange", scope["state"][_KEY])
+    exchange: Exchange = scope["state"][_KEY]
+    return exchange
 
 
 async def remember_error(error: Exception, scope: Scope) -> None:
@@ -135,14 +136,14 @@ class ExchangeLayer:
         self._direct = direct
         self._patient = patient
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send, direct=self._direct, patient=self._patient)
         REQUEST_ID.set(exchange.id)  # this task ends with the request
-        cast("Any", scope).setdefault("state", {})[_KEY] = exchange
-        endpoint = self._endpoints.get(scope["path"].rstrip("/")) if cast("Any", scope)["method"] == "POST" else None
+        scope.setdefault("state", {})[_KEY] = exchange
+        endpoint = self._endpoints.get(scope["path"].rstrip("/")) if scope["method"] == "POST" else None
         if endpoint is not None:
             exchange.record = RequestRecord(exchange.id, endpoint, self._observer and partial(self._observer, exchange))
 
@@ -161,4 +162,4 @@ class ExchangeLayer:
             if self._finished is not None:
                 self._finished(exchange)
             # The scope holds the exchange and the exchange the scope: a circle that only the garbage collector would open.
-            cast("Any", scope)["state"].pop(_KEY, None)
+            scope["state"].pop(_KEY, None)

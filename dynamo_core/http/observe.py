@@ -8,10 +8,11 @@ from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple, Protocol, cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.registry import Collector
 
 from dynamo_core.contracts.gate import RequestSummary
+from dynamo_core.http.count import Count, CounterFamily, GaugeFamily
 from dynamo_core.http.exchange import Exchange
 from dynamo_core.http.histogram import Histogram, HistogramChild, log_buckets
 from dynamo_core.http.route_debug import route_text
@@ -84,9 +85,9 @@ class PluginRegistry(CollectorRegistry):
 class ModelSeries(NamedTuple):
     """The bound series of one model."""
 
-    inflight: Any
-    started: Any
-    output_tokens: Any
+    inflight: Count
+    started: Count
+    output_tokens: Count
     duration: HistogramChild
     input_length: HistogramChild
     output_length: HistogramChild
@@ -101,14 +102,11 @@ class FrontendMetrics:
     def __init__(self, prefix: str = "dynamo_frontend", registry: CollectorRegistry | None = None) -> None:
         self.prefix = prefix
         self.registry = registry or CollectorRegistry(auto_describe=True)
-        self._requests = Counter(
-            f"{prefix}_requests",
-            "Requests by outcome.",
-            ("model", "endpoint", "request_type", "status", "error_type"),
-            registry=self.registry,
+        self._requests = self._counter(
+            "requests", "Requests by outcome.", "model", "endpoint", "request_type", "status", "error_type"
         )
-        self._inflight = Gauge(f"{prefix}_inflight_requests", "Requests now running.", ("model",), registry=self.registry)
-        self._output_tokens = Counter(f"{prefix}_output_tokens", "Tokens generated.", ("model",), registry=self.registry)
+        self._inflight = GaugeFamily(f"{prefix}_inflight_requests", "Requests now running.", ("model",), self.registry)
+        self._output_tokens = self._counter("output_tokens", "Tokens generated.", "model")
         seconds, tokens = log_buckets(1, 512, 10), log_buckets(50, 128000, 12)
         self._duration = self._histogram("request_duration_seconds", "Arrival to end.", seconds)
         self._input = self._histogram("input_sequence_tokens", "Tokens of the prompt.", tokens)
@@ -117,16 +115,9 @@ class FrontendMetrics:
         self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.", log_buckets(0.001, 480, 18))
         self._gap = self._histogram("inter_token_latency_seconds", "Token to token.", log_buckets(0.001, 80, 20))
         self._models: dict[str, ModelSeries] = {}
-        self._outcomes: dict[tuple[str, ...], Any] = {}
-        self._started = Counter(
-            f"{prefix}_requests_started", "Requests for a model that is served.", ("model",), registry=self.registry
-        )
-        self._cancelled = Counter(
-            f"{prefix}_model_cancellation", "Requests that their client gave up.", ("model",), registry=self.registry
-        )
-        self._rejected = Counter(
-            f"{prefix}_model_rejection", "Requests refused because of limits or load.", ("model",), registry=self.registry
-        )
+        self._started = self._counter("requests_started", "Requests for a model that is served.", "model")
+        self._cancelled = self._counter("model_cancellation", "Requests that their client gave up.", "model")
+        self._rejected = self._counter("model_rejection", "Requests refused because of limits or load.", "model")
         self.faults: list[Faults] = []
         """Of the compiled plugins, those of earlier ones first."""
         self._plugins: PluginRegistry | None = None
@@ -136,9 +127,9 @@ class FrontendMetrics:
         found = self._models.get(model)
         if found is None:
             found = self._models[model] = ModelSeries(
-                self._inflight.labels(model),
-                self._started.labels(model),
-                self._output_tokens.labels(model),
+                self._inflight.child(model),
+                self._started.child(model),
+                self._output_tokens.child(model),
                 *(
                     family.child(model)
                     for family in (self._duration, self._input, self._output, self._cached, self._ttft, self._gap)
@@ -170,40 +161,39 @@ class FrontendMetrics:
         """The request is for this model and runs from here on."""
         exchange.model = model
         series = self.series(model)
-        series.started.inc()
-        series.inflight.inc()
+        series.started.add()
+        series.inflight.add()
 
     def finished(self, observe: Observer | None, exchange: Exchange, summary: RequestSummary) -> None:
         """Account for one request. Called once a request, when its record closes."""
         label = exchange.model or UNKNOWN_MODEL
         if exchange.model is not None:
-            self.series(label).inflight.dec()
+            self.series(label).inflight.add(-1)
         error_type = _error_type(summary)
-        self._count((label, summary.endpoint, "stream" if summary.stream else "unary", _status(error_type), error_type))
+        self._requests.child(
+            label, summary.endpoint, "stream" if summary.stream else "unary", _status(error_type), error_type
+        ).add()
         if summary.ttft is not None or summary.outcome == "completed":
             series = self.series(label)
             series.duration.observe(summary.duration)
             series.input_length.observe(summary.prompt_tokens)
             series.output_length.observe(summary.output_tokens)
             series.cached.observe(summary.cached_tokens)
-            series.output_tokens.inc(summary.output_tokens)
+            series.output_tokens.add(summary.output_tokens)
             if summary.ttft is not None:
                 series.first_token.observe(summary.ttft)
         if summary.outcome == "cancelled":
-            self._cancelled.labels(label).inc()
+            self._cancelled.child(label).add()
         elif summary.status in _REJECTIONS:
-            self._rejected.labels(label).inc()
+            self._rejected.child(label).add()
         if observe is not None:
             observe(summary)
 
     def _histogram(self, name: str, documentation: str, bounds: tuple[float, ...]) -> Histogram:
         return Histogram(f"{self.prefix}_{name}", documentation, bounds, self.registry)
 
-    def _count(self, labels: tuple[str, ...]) -> None:
-        child = self._outcomes.get(labels)
-        if child is None:
-            child = self._outcomes[labels] = self._requests.labels(*labels)
-        child.inc()
+    def _counter(self, name: str, documentation: str, *labels: str) -> CounterFamily:
+        return CounterFamily(f"{self.prefix}_{name}", documentation, labels, self.registry)
 
 
 def _error_type(summary: RequestSummary) -> str:

@@ -105,19 +105,44 @@ def gather_lines(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class PlainRecords:
-    """One logger's lines by a shorter way than its methods: nobody looks for the caller, which is always the same."""
+    """One logger's lines by a shorter way than its methods: nobody looks for the caller, which is always the same, and no record
+    is made where nobody but this module's handler would see it."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
+        self._root = logging.getLogger()
+        self._below: list[logging.Logger] = []
+        """The logger and those above it, but for the root."""
+        above: logging.Logger | None = logger
+        while above is not None and above is not self._root:
+            self._below.append(above)
+            above = above.parent
         self._same = {level: logging.LogRecord(logger.name, level, "", 0, "", None, None).__dict__ for level in _NAMES}
 
     def log(self, level: int, message: str) -> None:
         """Ask first whether the level is enabled."""
+        handlers = self._root.handlers
+        if (
+            len(handlers) == 1
+            and isinstance(handler := handlers[0], _Handler)
+            and self._nobody_below()
+            and handler.plain(level, self._logger.name, message)
+        ):
+            return
         created = time.time()
         record = logging.LogRecord.__new__(logging.LogRecord)
         record.__dict__ = self._same[level].copy()
         record.__dict__.update(msg=message, created=created, msecs=int(created % 1 * 1000) + 0.0)
         self._logger.handle(record)
+
+    def _nobody_below(self) -> bool:
+        """That would see, keep back or change what the root's handler gets."""
+        if self._logger.filters or self._logger.disabled:
+            return False
+        for logger in self._below:  # noqa: SIM110  # once a request
+            if logger.handlers or not logger.propagate:
+                return False
+        return True
 
 
 class _Gatherer(NamedTuple):
@@ -145,9 +170,29 @@ class _Handler(logging.StreamHandler[TextIO]):
         except Exception:  # noqa: BLE001 - as any handler of logging's
             self.handleError(record)
             return
+        self._hold(line, record.levelno)
+
+    def plain(self, level: int, name: str, message: str) -> bool:
+        """The line of a record that has nothing but this; False where that is not all that there is to do."""
+        formatter = self.formatter
+        if (
+            type(formatter) is not _Readable
+            or self.filters
+            or level < self.level
+            or "\n" in message
+            or REQUEST_ID.get() not in message
+            or self.lock is None
+        ):
+            return False
+        line = formatter.line(time.time(), level, name, message)
+        with self.lock:
+            self._hold(line, level)
+        return True
+
+    def _hold(self, line: str, level: int) -> None:
         self._held += (line, self.terminator)
         self._held_characters += len(line)
-        if self._patient(record) and self._held_characters < self._CHARACTERS:
+        if self._patient(level) and self._held_characters < self._CHARACTERS:
             if len(self._held) == 2 and self.gatherer is not None:
                 self.gatherer.loop.call_later(self._SECONDS, self.flush)
             return
@@ -165,19 +210,19 @@ class _Handler(logging.StreamHandler[TextIO]):
         finally:
             self.release()
 
-    def _patient(self, record: logging.LogRecord) -> bool:
+    def _patient(self, level: int) -> bool:
         gatherer = self.gatherer
         return (
             gatherer is not None
-            and record.levelno <= logging.INFO
+            and level <= logging.INFO
             and threading.get_ident() == gatherer.thread
             and os.getpid() == gatherer.process
             and not gatherer.loop.is_closed()
         )
 
 
-def _level_name(record: logging.LogRecord) -> str:
-    return "TRACE" if record.levelno <= TRACE else _NAMES.get(record.levelno, record.levelname)
+def _level_name(level: int) -> str:
+    return "TRACE" if level <= TRACE else _NAMES.get(level) or logging.getLevelName(level)
 
 
 class _Clock:
@@ -186,11 +231,11 @@ class _Clock:
     def __init__(self) -> None:
         self._second, self._text = 0, ""
 
-    def __call__(self, record: logging.LogRecord) -> str:
-        second = int(record.created)
+    def __call__(self, created: float) -> str:
+        second = int(created)
         if second != self._second or not self._text:
             self._second, self._text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._text}.{int((record.created - second) * 1000):03}Z"
+        return f"{self._text}.{int((created - second) * 1000):03}Z"
 
 
 def _extras(record: logging.LogRecord) -> dict[str, Any]:
@@ -211,7 +256,7 @@ class _Readable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
-        line = f"{self._time(record)} {_level_name(record):5} {self._process}{record.name}: {message}"
+        line = self.line(record.created, record.levelno, record.name, message)
         for key, value in _extras(record).items():
             if key != "request" or str(value) not in message:  # many messages name their request by themselves
                 line += f" {key}={value}"
@@ -221,6 +266,9 @@ class _Readable(logging.Formatter):
             return line
         # Lines of several processes are mixed in one stream: each says whose it is.
         return line.replace("\n", f"\n{self._process}| ")
+
+    def line(self, created: float, level: int, name: str, message: str) -> str:
+        return f"{self._time(created)} {_level_name(level):5} {self._process}{name}: {message}"
 
 
 class _JsonLines(logging.Formatter):
@@ -232,8 +280,8 @@ class _JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": self._time(record),
-            "level": _level_name(record),
+            "time": self._time(record.created),
+            "level": _level_name(record.levelno),
             "process": self._process,
             "target": record.name,
             "message": record.getMessage(),

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,14 @@ from collections.abc import Iterator
 import pytest
 
 from dynamo_core.errors import ConfigError
-from dynamo_core.runtime.logging import TRACE, PlainRecords, configure_dynamo_logging, gather_lines, parse_log_spec
+from dynamo_core.runtime.logging import (
+    REQUEST_ID,
+    TRACE,
+    PlainRecords,
+    configure_dynamo_logging,
+    gather_lines,
+    parse_log_spec,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -155,13 +163,38 @@ asyncio.run(main())
     assert done.stderr.endswith("INFO  x: last words\n")
 
 
-def test_a_plain_record_is_as_any_other() -> None:
+@pytest.mark.parametrize("jsonl", [False, True])
+@pytest.mark.parametrize("message", ["one", "one r-1", "100 %s r-1", "two\nlines r-1"])
+@pytest.mark.parametrize("request_id", ["", "r-1", "r-2"])
+def test_a_plain_record_reads_as_any_other(message: str, request_id: str, jsonl: bool) -> None:
+    logger = logging.getLogger("test_logging.plain")
+    stream = logged("info", jsonl=jsonl)
+    token = REQUEST_ID.set(request_id)
+    logger.info(message)
+    whole = stream.tell()
+    PlainRecords(logger).log(logging.INFO, message)
+    REQUEST_ID.reset(token)
+    first, second = stream.getvalue()[:whole], stream.getvalue()[whole:]
+    time_of_day = r"\d\d:\d\d:\d\d\.\d\d\d"
+    assert re.sub(time_of_day, "", first) == re.sub(time_of_day, "", second)
+
+
+def test_a_plain_record_passes_filters_and_other_handlers() -> None:
     logger = logging.getLogger("test_logging.plain")
     stream = logged("info")
-    logger.info("one")
-    PlainRecords(logger).log(logging.INFO, "one")
-    first, second = stream.getvalue().splitlines()
-    assert first.split(" ", 1)[1] == second.split(" ", 1)[1]
+    plain = PlainRecords(logger)
+    refusing = logging.Filter("another")
+    for guarded in (logger, logging.getLogger().handlers[0]):
+        guarded.addFilter(refusing)
+        plain.log(logging.INFO, "refused")
+        guarded.removeFilter(refusing)
+    logging.getLogger().handlers[0].setLevel(logging.WARNING)
+    plain.log(logging.INFO, "too low")
+    logging.getLogger().handlers[0].setLevel(logging.NOTSET)
+    logging.getLogger("test_logging").propagate = False
+    plain.log(logging.INFO, "stays below")
+    logging.getLogger("test_logging").propagate = True
+    assert stream.getvalue() == ""
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign]

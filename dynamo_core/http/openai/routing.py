@@ -47,18 +47,19 @@ def demand_of(body: SamplingFields, headers: Mapping[str, str], principal: Princ
 
 def _session(body: SamplingFields, extension: NvExt, headers: Mapping[str, str]) -> str | None:
     """The first that is given."""
-    for param, session in (
-        *((name, headers.get(name)) for name in _SESSION_HEADERS),
-        ("nvext.session_id", extension.session_id),
-        ("prompt_cache_key", body.prompt_cache_key),
-        ("user", body.user),
-    ):
-        if session:
-            if len(session) > _SESSION_BYTES or len(session.encode(errors="replace")) > _SESSION_BYTES:
-                message = f"The session in `{param}` is longer than {_SESSION_BYTES} bytes; send a shorter one."
-                raise InvalidRequest(message, param=param, code="invalid_value")
-            return session
-    return None
+    ours, others = _SESSION_HEADERS
+    session = headers.get(ours) or headers.get(others) or extension.session_id or body.prompt_cache_key or body.user or None
+    if session and (len(session) > _SESSION_BYTES or len(session.encode(errors="replace")) > _SESSION_BYTES):
+        sources = {
+            ours: headers.get(ours),
+            others: headers.get(others),
+            "nvext.session_id": extension.session_id,
+            "prompt_cache_key": body.prompt_cache_key,
+        }
+        param = next((name for name, given in sources.items() if given), "user")
+        message = f"The session in `{param}` is longer than {_SESSION_BYTES} bytes; send a shorter one."
+        raise InvalidRequest(message, param=param, code="invalid_value")
+    return session
 
 
 def _priority(body: SamplingFields, extension: NvExt, headers: Mapping[str, str]) -> int:

@@ -63,8 +63,8 @@ class Books:
         self.clock = Clock(weights, seconds() * 1000)
         self.speed = PrefillSpeed()
         self.decode = DecodeSpeed()
-        self.running_ms = self._running_ms()
-        """What a token that runs on a place adds to the cost there; kept, since every choice asks."""
+        self._running: float | None = None
+        """``running_ms``, until something is learned."""
         self.stay = FadingMean()
         """Milliseconds that a request spends on its worker."""
         self.answer = FadingMean()
@@ -72,8 +72,9 @@ class Books:
         self.newcomers = Newcomers(weights.welcome)
         self.places: list[PlaceLoad] = []
         """By worker id and rank, so that nothing depends on the order of their coming."""
-        self.rows: list[LoadRow] = []
-        """One a place, in the same order."""
+        self._rows: list[LoadRow] = []
+        self._changed: set[PlaceLoad] = set()
+        """Places whose rows are of before."""
         self._workers: dict[int, tuple[PlaceLoad, ...]] = {}
         self._sent: dict[Hashable, Sent] = {}
         self._given = 0
@@ -113,7 +114,29 @@ class Books:
         self.places = [place for worker_id in sorted(self._workers) for place in self._workers[worker_id]]
         for at, place in enumerate(self.places):
             place.place = at
-        self.rows = [self._row(place) for place in self.places]
+        self._rows = [self._row(place) for place in self.places]
+        self._changed.clear()
+
+    @property
+    def rows(self) -> list[LoadRow]:
+        """One a place, in the same order; made anew where something changed, now that somebody looks."""
+        if self._changed:
+            for place in self._changed:
+                at = place.place
+                if at < len(self.places) and self.places[at] is place:  # it has not left meanwhile
+                    self._rows[at] = self._row(place)
+            self._changed.clear()
+        return self._rows
+
+    @property
+    def running_ms(self) -> float:
+        """What a token that runs on a place adds to the cost there."""
+        running = self._running
+        if running is None:
+            token_ms = self.speed.token_ms
+            running = self._weights.presence * token_ms + self._weights.decode * self.decode.sober(_GUESS * token_ms)
+            self._running = running
+        return running
 
     # --- requests ------------------------------------------------------------------------------------------------------------
 
@@ -141,7 +164,7 @@ class Books:
         self._given += 1
         self.newcomers.sent(place, now)
         place.given = self._given
-        self._changed(place)
+        self._changed.add(place)
 
     def first_token(self, key: Hashable) -> None:
         """Its prompt is computed."""
@@ -151,11 +174,11 @@ class Books:
         self.tick()
         sent.first_token = self.clock.now
         if self.speed.trust():
-            self.running_ms = self._running_ms()
+            self._running = None
         self._learn(sent.place.measured(self.clock.now))
         sent.place.first_token(sent.new_tokens, sent.own_ms, sent.at, self.clock, self.speed.token_ms)
         sent.area, sent.computed_ms = sent.place.area(self.clock.now), sent.place.computed_ms
-        self._changed(sent.place)
+        self._changed.add(sent.place)
 
     def generated(self, key: Hashable, count: int) -> None:
         """So many more tokens of its answer; what goes beyond the expected length counts as it comes, in steps."""
@@ -167,7 +190,7 @@ class Books:
             step = max(_OUTPUT_STEP, sent.generated - sent.expected)
             sent.expected += step
             sent.place.grow(step, self.clock.now)
-            self._changed(sent.place)
+            self._changed.add(sent.place)
 
     def end(self, key: Hashable, *, answered: bool = False) -> None:
         """It is gone, in whatever way; ``answered``: to its end, as seen here."""
@@ -185,7 +208,7 @@ class Books:
         held = sent.tokens + sent.expected
         own_ms = sent.new_tokens * self.speed.token_ms
         sent.place.end(held, sent.new_tokens, own_ms, sent.first_token, self.clock, sent.pieces)
-        self._changed(sent.place)
+        self._changed.add(sent.place)
 
     def doubt(self, chosen: PlaceLoad) -> bool:
         """Whether this place, and all others, are so late that prompts must take longer than is believed; if so, that is believed
@@ -201,10 +224,10 @@ class Books:
         if times < least:
             return False
         self.speed.slower(times)
-        self.running_ms = self._running_ms()
+        self._running = None
         for place in self.places:
             place.slower(times, now)
-        self.rows = [self._row(place) for place in self.places]
+        self._changed.update(self.places)
         return True
 
     def tick(self) -> None:
@@ -213,7 +236,7 @@ class Books:
         if factors is not None:
             for place in self.places:
                 place.fade(factors)
-            self.rows = [self._row(place) for place in self.places]
+            self._changed.update(self.places)
 
     def _decoded(self, sent: Sent, first_token: float) -> None:
         """Its answer is complete."""
@@ -221,26 +244,17 @@ class Books:
         if took > 0:
             running = (place.area(self.clock.now) - sent.area) / took
             self.decode.observe(running, took - (place.computed_ms - sent.computed_ms))
-            self.running_ms = self._running_ms()
+            self._running = None
 
     @property
     def slowed_ms(self) -> float:
         """What a token that runs beside an answer is believed to add to the time of decoding it."""
         return self.decode.slope(_GUESS * self.speed.token_ms)
 
-    def _running_ms(self) -> float:
-        token_ms = self.speed.token_ms
-        return self._weights.presence * token_ms + self._weights.decode * self.decode.sober(_GUESS * token_ms)
-
     def _learn(self, seen: Observation | None) -> None:
         if seen is not None:
             self.speed.observe(seen.tokens, seen.ms)
-            self.running_ms = self._running_ms()
-
-    def _changed(self, place: PlaceLoad) -> None:
-        at = place.place
-        if at < len(self.places) and self.places[at] is place:
-            self.rows[at] = self._row(place)
+            self._running = None
 
     def _row(self, place: PlaceLoad) -> LoadRow:
         return place.row(self._weights, self._config.overlap_score_weight, self.stay.value)

@@ -107,33 +107,41 @@ class Clock:
     Sums of contributions ``share × exp(rate × (first token − reference) ÷ tau)`` only change when streams come and go.
     """
 
-    __slots__ = ("_rates", "fading", "now", "reference")
+    __slots__ = ("_faded", "_fading", "_rates", "now", "reference")
 
     _REBASE = 20.0
     """Exponent at which the reference time moves, long before floats lose digits that matter."""
 
     def __init__(self, weights: Weights, now: float) -> None:
-        self._rates = tuple(rate / weights.tau_ms for rate in YOUTH_RATES)
+        r1, r2, r3 = YOUTH_RATES
+        self._rates = (r1 / weights.tau_ms, r2 / weights.tau_ms, r3 / weights.tau_ms)
         self.now = self.reference = now
-        self.fading = (1.0, 1.0, 1.0)
+        self._faded, self._fading = now, (1.0, 1.0, 1.0)
+        """The time of the latest look at ``fading``, and what it was."""
 
-    def tick(self, now: float) -> tuple[float, ...] | None:
+    def tick(self, now: float) -> tuple[float, float, float] | None:
         """Set the time. When the reference has to move, returns the factors that all sums must be multiplied by."""
         self.now = now
-        age = now - self.reference
-        r1, r2, r3 = self._rates
-        fading = (exp(-r1 * age), exp(-r2 * age), exp(-r3 * age))
-        if r3 * age < self._REBASE:
-            self.fading = fading
+        if self._rates[2] * (now - self.reference) < self._REBASE:
             return None
-        self.reference, self.fading = now, (1.0, 1.0, 1.0)
-        return fading
+        factors = self.fading
+        self.reference, self._faded, self._fading = now, now, (1.0, 1.0, 1.0)
+        return factors
+
+    @property
+    def fading(self) -> tuple[float, float, float]:
+        if self._faded != self.now:
+            r1, r2, r3 = self._rates
+            age = self.now - self.reference
+            self._faded, self._fading = self.now, (exp(-r1 * age), exp(-r2 * age), exp(-r3 * age))
+        return self._fading
 
     def youth(self, first_token: float) -> tuple[float, float, float]:
         """What a stream adds to the sums, and takes away when it ends."""
+        r1, r2, r3 = self._rates
+        s1, s2, s3 = YOUTH_SHARES
         age = first_token - self.reference
-        a, b, c = (share * exp(rate * age) for share, rate in zip(YOUTH_SHARES, self._rates, strict=True))
-        return a, b, c
+        return s1 * exp(r1 * age), s2 * exp(r2 * age), s3 * exp(r3 * age)
 
 
 def costs(

@@ -29,6 +29,7 @@ class Pieces(NamedTuple):
 
 
 NO_PIECES = Pieces((), 0)
+_NO_YOUTH = (0.0, 0.0, 0.0)
 
 
 class PlaceLoad:
@@ -74,7 +75,7 @@ class PlaceLoad:
         """When the prompts should be done that were sent by then; in the past when they are overdue, 0 without prompts."""
         self.behind_ms = 0.0
         """What was sent to an overdue place, and is to be computed after what it has not done yet."""
-        self.youth = (0.0, 0.0, 0.0)
+        self.youth = _NO_YOUTH
         self._since = 0.0
         """The last sign of life while prompts are computed, or when the first of them was sent."""
         self._next_ms = 0.0
@@ -94,14 +95,15 @@ class PlaceLoad:
         """For :func:`~dynamo_kv_router.cost.costs`; made anew whenever something of the load changed."""
         prefilling, busy_until, behind = (self.prefilling, self.busy_until, self.behind_ms) if weights.prefills else (0, 0.0, 0.0)
         crowd = weight * (weights.crowd * self.requests + weights.youth * prefilling)
-        tokens = self.tokens if weights.holdings else 0
-        held = self.held if weights.holdings else 0
+        tokens, held = (self.tokens, self.held) if weights.holdings else (0, 0)
         room = self.capacity * (1 - weights.spare) - held if self.capacity and weights.holdings else inf
         weighed = tokens + weights.per_request * self.requests
         drain, stay = (stay_ms / held, stay_ms) if held else (0.0, 0.0)
-        y1, y2, y3 = self.youth
-        scale = weight * weights.youth
-        youth = (y1 * scale, y2 * scale, y3 * scale)
+        youth = self.youth
+        if youth != _NO_YOUTH:
+            y1, y2, y3 = youth
+            scale = weight * weights.youth
+            youth = (y1 * scale, y2 * scale, y3 * scale)
         return LoadRow(self.place, busy_until, behind, crowd, weighed, room, drain, stay, youth)
 
     def wait_ms(self, now: float) -> float:
@@ -200,7 +202,7 @@ class PlaceLoad:
         if first_token is None:
             self._never_computed(new_tokens, own_ms, clock.now)
         elif self.requests == self.prefilling:
-            self.youth = (0.0, 0.0, 0.0)  # no streams: exactly nothing, so that idle workers tie
+            self.youth = _NO_YOUTH  # no streams: exactly nothing, so that idle workers tie
         else:
             a, b, c = clock.youth(first_token)
             y1, y2, y3 = self.youth

@@ -41,7 +41,7 @@ class Scarcity:
 
     def observe(self, prompt: PromptHashes, found: int) -> None:
         """A prompt of which the best place has so many leading blocks. O(1), but for one that was evicted: O(its blocks)."""
-        gone = _SAMPLE * self._leading(prompt, found)
+        gone = _SAMPLE * self._leading(prompt, found) if self._young or self._old else 0
         self._found = self._found * _MEMORY + found
         self._gone = self._gone * _MEMORY + gone
         total = self._found + self._gone
