@@ -9,8 +9,10 @@ import asyncio
 import os
 import sys
 from array import array
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from dynamo_core.serving.prompt_pieces import cut
 from dynamo_core.serving.tokenizer import Tokenizer
@@ -19,8 +21,8 @@ __all__ = ["PromptCacheCounters", "PromptEncoder"]
 
 _ENTRY = 250
 """Bytes of an entry besides its text and its ids."""
-_LARGEST = 4
-"""No entry takes more than this fraction of a generation."""
+_LARGEST = 8
+"""No entry takes more than this fraction of the memory."""
 
 _THREADS = 4
 """At most; each keeps some MB of what it saw. One encodes millions of tokens a second."""
@@ -48,18 +50,17 @@ class PromptEncoder:
     """One per model, for the event loop's thread.
 
     ``cutting``: tokens before which any text may be cut. ``limit``: bytes of memory for pieces, 0 for none. The least recently
-    used go first, roughly: a piece that is used moves to the younger of two generations, and the older is dropped as a whole.
+    used go first.
     """
 
-    __slots__ = ("_cutting", "_half", "_old", "_threads", "_tokenizer", "_young", "_young_bytes", "counters")
+    __slots__ = ("_cutting", "_entries", "_limit", "_threads", "_tokenizer", "counters")
 
     def __init__(self, tokenizer: Tokenizer, cutting: Sequence[str] = (), limit: int = 16 << 20) -> None:
         self._tokenizer = tokenizer
         self._cutting = tuple(cutting) if limit else ()
-        self._half = limit // 2
-        self._young: dict[Key, array[int]] = {}
-        self._old: dict[Key, array[int]] = {}
-        self._young_bytes = 0
+        self._limit = limit
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+        """The least recently used first."""
         self._threads = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="tokenizer")
         """Started when they are needed, ended with this object."""
         self.counters = PromptCacheCounters()
@@ -99,14 +100,12 @@ class PromptEncoder:
         return prompt
 
     def _find(self, key: Key) -> array[int] | None:
-        found = self._young.get(key)
-        if found is None:
-            found = self._old.pop(key, None)
-            if found is not None:
-                self._keep(key, found)
-        if found is not None:
-            self.counters.reused_tokens += len(found)
-        return found
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(entry.key)  # the same object: a long text is not compared again
+        self.counters.reused_tokens += len(entry.ids)
+        return entry.ids
 
     def _encode(self, prompt: _Prompt) -> None:
         if prompt.missing:
@@ -123,14 +122,21 @@ class PromptEncoder:
 
     def _keep(self, key: Key, ids: array[int]) -> None:
         size = sys.getsizeof(key if isinstance(key, str) else key[0]) + 4 * len(ids) + _ENTRY
-        if size * _LARGEST > self._half:
+        if size * _LARGEST > self._limit:
             return
-        if self._young_bytes + size > self._half:
-            self._old, self._young = self._young, {}
-            self.counters.bytes, self._young_bytes = self._young_bytes, 0
-        self._young[key] = ids
-        self._young_bytes += size
-        self.counters.bytes += size
+        counters, entries = self.counters, self._entries
+        earlier = entries.pop(key, None)  # two prompts of one request may have had it to learn
+        counters.bytes += size - (earlier.size if earlier is not None else 0)
+        entries[key] = _Entry(key, ids, size)
+        while counters.bytes > self._limit:
+            _, oldest = entries.popitem(last=False)
+            counters.bytes -= oldest.size
+
+
+class _Entry(NamedTuple):
+    key: Key
+    ids: array[int]
+    size: int
 
 
 class _Prompt:

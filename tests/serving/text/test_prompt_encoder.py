@@ -133,6 +133,17 @@ def test_the_cache_keeps_within_its_bytes_and_what_is_used(model_path: ModelPath
     assert encoder.counters.bytes <= 20_000
 
 
+def test_what_has_room_is_never_encoded_again(model_path: ModelPath) -> None:
+    tokenizer, _ = load(model_path("gemma"))
+    encoder = PromptEncoder(tokenizer, limit=160_000)
+    prompts = [f"{number} {'word ' * 100}" for number in range(40)]
+    for _ in range(3):
+        for prompt in prompts:
+            encoder.encode(prompt)
+    assert 80_000 < encoder.counters.bytes < 160_000  # most of the room
+    assert (encoder.counters.hits, encoder.counters.misses) == (80, 40)
+
+
 def test_without_room_nothing_is_kept_and_nothing_is_cut(model_path: ModelPath) -> None:
     tokenizer, reference = load(model_path("gemma"))
     encoder = PromptEncoder(tokenizer, ("<s>",), limit=0)
