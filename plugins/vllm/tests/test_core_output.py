@@ -33,14 +33,16 @@ def say(output: CoreOutput, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "number", "cause"),
+    ("before", "exit_code", "cause"),
     [
-        ("RuntimeError: NCCL is lost\n", 6, "its process VllmWorker-1 was ended by SIGABRT, after: RuntimeError: NCCL is lost"),
-        ("", 99, "its process VllmWorker-1 was ended by signal 99"),
+        ("RuntimeError: NCCL is lost\n", -6, "its process VllmWorker-1 was ended by SIGABRT, after: RuntimeError: NCCL is lost"),
+        ("", -99, "its process VllmWorker-1 was ended by signal 99"),
+        ("", None, "its process VllmWorker-1 has ended, and vLLM did not see how"),
+        ("ValueError: there is no room\n", None, "there is no room"),
     ],
 )
-def test_a_death_by_signal_is_told_with_the_error_before_it(output: CoreOutput, before: str, number: int, cause: str) -> None:
-    death = f"Worker proc VllmWorker-1 died unexpectedly (exit code: -{number}), shutting down executor.\n"
+def test_a_death_is_told_with_the_error_before_it(output: CoreOutput, before: str, exit_code: int | None, cause: str) -> None:
+    death = f"Worker proc VllmWorker-1 died unexpectedly (exit code: {exit_code}), shutting down executor.\n"
     say(output, f"{before}{death}asyncio.exceptions.CancelledError: cancelled\n")
     output.close()
     assert output.cause() == cause

@@ -15,7 +15,8 @@ __all__ = ["CoreOutput"]
 _LINE = re.compile(r"^\((?P<process>[\w:]+)[^)]*\)\s?(?:(?P<level>[A-Z]+) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?")
 _ERROR = re.compile(r"^(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit): .+")
 _USELESS = re.compile(r"Engine core initialization failed|WorkerProc initialization failed|EngineCore failed|WorkerProc failed")
-_DEATH = re.compile(r"^Worker proc (?P<name>\S+) died unexpectedly \(exit code: -(?P<signal>\d+)\)")
+_DEATH = re.compile(r"^Worker proc (?P<name>\S+) died unexpectedly \(exit code: (?:-(?P<signal>\d+)|None)\)")
+"""None: its pipe was closed, as its files are first, and vLLM looked before the system had done with it."""
 _LOUD = frozenset({"ERROR", "CRITICAL"})
 _KEPT = 60
 _CLOSE_SECONDS = 2.0
@@ -60,9 +61,11 @@ class CoreOutput:
         lines = self._kept()
         at, death = next(((i, found) for i, line in enumerate(lines) if (found := _DEATH.match(line))), (len(lines), None))
         errors = [line for line in lines[:at] if _ERROR.match(line) and not _USELESS.search(line)]
-        if death is not None:
+        if death is not None and death["signal"] is not None:
             text = _obituary(death["name"], int(death["signal"]))
             return f"{text}, after: {errors[-1]}" if errors else text
+        if death is not None and not errors:
+            return f"its process {death['name']} has ended, and vLLM did not see how"
         return errors[-1].partition(": ")[2] if errors else None
 
     def close(self) -> None:
