@@ -48,7 +48,7 @@ def compare(options: argparse.Namespace) -> int:
     from benchmarks.peers.cases import CASES
     from benchmarks.peers.environment import prepare
     from benchmarks.peers.report import report
-    from benchmarks.peers.results import Results, RunInfo, command, machine, versions
+    from benchmarks.peers.results import Results, RunInfo, command, commit, machine, versions
     from benchmarks.peers.run import Run
     from benchmarks.peers.servers import OURS, SERVERS
     from dynamo_core.testing.tiny_model import make_tiny_model
@@ -61,6 +61,7 @@ def compare(options: argparse.Namespace) -> int:
             print(f"cannot install {requirement}: {why}")
     rounds, seconds = options.rounds or (1 if quick else 3), options.seconds or (2.0 if quick else 5.0)
     at, load = dt.datetime.now(dt.UTC), round(os.getloadavg()[0], 2)
+    measured = commit()
     with tempfile.TemporaryDirectory() as folder:
         small = make_tiny_model(Path(folder) / "tiny", weights=False)
         model = options.model if (options.model / "tokenizer.json").exists() else small
@@ -77,7 +78,8 @@ def compare(options: argparse.Namespace) -> int:
     results = Results(
         runs=[
             RunInfo(
-                command=command(), date=f"{at:%Y-%m-%d %H:%M} UTC", load=load, rounds=rounds, seconds=seconds, model=model.name
+                command=command(), commit=measured, date=f"{at:%Y-%m-%d %H:%M} UTC", load=load, rounds=rounds, seconds=seconds,
+                model=model.name,
             )
         ],
         machine=machine(), versions=versions(options.peers_venv), measurements=run.measurements, left_out=run.left_out,

@@ -99,7 +99,8 @@ def _about(results: Results) -> list[str]:
 
 def _about_run(run: RunInfo) -> str:
     rounds = f"{run.rounds} round{'s' * (run.rounds > 1)} of {run.seconds:g} s"
-    return f"{run.date}: {rounds}, model folder `{run.model}`, load average before it {run.load:g}"
+    commit = f", commit {run.commit}" if run.commit else ""
+    return f"{run.date}{commit}: {rounds}, model folder `{run.model}`, load average before it {run.load:g}"
 
 
 def _summary(figures: Figures) -> list[str]:

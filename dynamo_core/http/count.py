@@ -1,4 +1,4 @@
-"""Prometheus counters and gauges for one thread: an addition each (0.03 µs where the client library's take 0.5)."""
+"""Prometheus counters and gauges for one thread: an addition each (0.03 µs where the client library's take 0.3)."""
 
 from __future__ import annotations
 

@@ -111,12 +111,6 @@ class PlainRecords:
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
         self._root = logging.getLogger()
-        self._below: list[logging.Logger] = []
-        """The logger and those above it, but for the root."""
-        above: logging.Logger | None = logger
-        while above is not None and above is not self._root:
-            self._below.append(above)
-            above = above.parent
         self._same = {level: logging.LogRecord(logger.name, level, "", 0, "", None, None).__dict__ for level in _NAMES}
 
     def log(self, level: int, message: str) -> None:
@@ -136,12 +130,14 @@ class PlainRecords:
         self._logger.handle(record)
 
     def _nobody_below(self) -> bool:
-        """That would see, keep back or change what the root's handler gets."""
+        """That would see, keep back or change what the root's handler gets. Loggers between may come at any time."""
+        logger: logging.Logger | None = self._logger
         if self._logger.filters or self._logger.disabled:
             return False
-        for logger in self._below:  # noqa: SIM110  # once a request
+        while logger is not None and logger is not self._root:
             if logger.handlers or not logger.propagate:
                 return False
+            logger = logger.parent
         return True
 
 

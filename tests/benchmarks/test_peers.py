@@ -159,7 +159,7 @@ def made(case: str, server: str, values: dict[str, float], number: int = 0) -> M
 
 
 def results(*measurements: Measurement, **more: object) -> Results:
-    run = RunInfo(command="python -m benchmarks peers", date="today", load=0.1, rounds=2, seconds=1.0, model="m")
+    run = RunInfo(command="python -m benchmarks peers", commit="abc123", date="today", load=0.1, rounds=2, seconds=1.0, model="m")
     return Results(
         runs=[run], machine=Machine("Linux", "CPU", 2, 8.0), versions={"smg": "1"}, measurements=[*measurements], **more
     )

@@ -180,7 +180,7 @@ def test_a_plain_record_reads_as_any_other(message: str, request_id: str, jsonl:
 
 
 def test_a_plain_record_passes_filters_and_other_handlers() -> None:
-    logger = logging.getLogger("test_logging.plain")
+    logger = logging.getLogger("test_logging_later.plain")
     stream = logged("info")
     plain = PlainRecords(logger)
     refusing = logging.Filter("another")
@@ -191,9 +191,10 @@ def test_a_plain_record_passes_filters_and_other_handlers() -> None:
     logging.getLogger().handlers[0].setLevel(logging.WARNING)
     plain.log(logging.INFO, "too low")
     logging.getLogger().handlers[0].setLevel(logging.NOTSET)
-    logging.getLogger("test_logging").propagate = False
+    between = logging.getLogger("test_logging_later")  # there is none before
+    between.propagate = False
     plain.log(logging.INFO, "stays below")
-    logging.getLogger("test_logging").propagate = True
+    between.propagate = True
     assert stream.getvalue() == ""
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
@@ -202,7 +203,7 @@ def test_a_plain_record_passes_filters_and_other_handlers() -> None:
     PlainRecords(logger).log(logging.INFO, "100 %s")
     logger.removeHandler(handler)
     (record,) = records
-    assert (record.getMessage(), record.name, record.levelname) == ("100 %s", "test_logging.plain", "INFO")
+    assert (record.getMessage(), record.name, record.levelname) == ("100 %s", "test_logging_later.plain", "INFO")
     assert abs(record.created - time.time()) < 60
     assert record.msecs == pytest.approx(record.created % 1 * 1000, abs=1)
 

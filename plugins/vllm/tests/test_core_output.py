@@ -27,6 +27,9 @@ def output(tmp_path: Path) -> Iterator[CoreOutput]:
     output.close()
 
 
+SIGILL_HINT = "; with --engine-arg dtype=float32 vLLM uses instructions that more processors have"
+
+
 def say(output: CoreOutput, text: str) -> None:
     with output.path.open("w") as pipe:
         pipe.write(text)
@@ -36,6 +39,7 @@ def say(output: CoreOutput, text: str) -> None:
     ("before", "exit_code", "cause"),
     [
         ("RuntimeError: NCCL is lost\n", -6, "its process VllmWorker-1 was ended by SIGABRT, after: RuntimeError: NCCL is lost"),
+        ("", -4, f"its process VllmWorker-1 was ended by SIGILL{SIGILL_HINT}"),
         ("", -99, "its process VllmWorker-1 was ended by signal 99"),
         ("", None, "its process VllmWorker-1 has ended, and vLLM did not see how"),
         ("ValueError: there is no room\n", None, "there is no room"),
