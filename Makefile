@@ -9,7 +9,7 @@ PYTHON   ?= $(shell command -v python3.11 || command -v python3)
 VENV     := .venv
 BIN      := $(VENV)/bin
 PLUGINS  := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
-MANIFEST := pyproject.toml $(wildcard plugins/*/pyproject.toml)
+MANIFEST := pyproject.toml hatch_build.py $(wildcard plugins/*/pyproject.toml dynamo_core/*/*.c)
 MODEL    ?= .cache/demo-model
 PORT     ?= 8000
 

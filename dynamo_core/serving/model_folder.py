@@ -34,7 +34,14 @@ class TokenizerHeader(msgspec.Struct, frozen=True):
     """What ``tokenizer.json`` says besides its vocabulary. The vocabulary is skipped, not parsed: 0.1 s for 33 MB."""
 
     added_tokens: list[AddedToken] = []
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
     decoder: dict[str, Any] | None = None
+
+    @property
+    def byte_level(self) -> bool:
+        """Whether tokens are spelt in GPT-2's alphabet of bytes, and text is split by a pattern first."""
+        return (self.decoder or {}).get("type") == "ByteLevel"
 
 
 class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):

@@ -64,14 +64,16 @@ class Probe(NamedTuple):
         same = all([*framed[text]] == [*before, *ids, *after] for text, ids in plain.items())
         return (before, after) if same else None
 
-    def difference(self, encode: Callable[[str, bool], array[int]], token_of: Callable[[int], str | None]) -> str | None:
+    def difference(
+        self, encode: Callable[[str, bool], array[int]], token_of: Callable[[int], str | None] | None = None
+    ) -> str | None:
         """Where another encoder departs from the reference first; ``None`` if nowhere."""
         try:
             for text, add_special_tokens, ids in self.encodings:
                 if encode(text, add_special_tokens) != ids:
                     return f"other ids for {text[:40]!r}"
             for token_id, token in self.tokens.items():
-                if token_of(token_id) != token:
+                if token_of is not None and token_of(token_id) != token:
                     return f"another string for id {token_id}"
         except Exception as error:  # noqa: BLE001 - whatever it cannot do, the reference can
             return f"{type(error).__name__}: {error}"

@@ -62,7 +62,7 @@ class Vocabulary:
             steps = steps[:-1]
             self._bare = _decode({"type": "Sequence", "decoders": steps})
         self._byte_tokens = "ByteFallback" in names
-        self._byte_of = _byte_of_character() if self.joining is Joining.BYTES else {}
+        self._byte_of = byte_of_character() if self.joining is Joining.BYTES else {}
         self._prefix = len(self._bare(["a"]))
         self._replaced = _replacements(steps)
         """What a decoder does that only replaces strings: half the time of a call of the library."""
@@ -193,7 +193,7 @@ def _decode(decoder: Mapping[str, Any] | None) -> Callable[[list[str]], str]:
     return decode
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """GPT-2's alphabet of 256 printable characters: printable bytes stand for themselves, the others follow from U+0100."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
