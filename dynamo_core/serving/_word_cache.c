@@ -4,8 +4,8 @@
  * there, at some 15 ns a word; the rest is asked of the encoder. Whether a model's tokenizer lets itself be cut there, and after
  * which bytes, is for the caller to find out: see word_cuts.py.
  *
- * Memory is bounded: entries have one size, and a new word takes the place of the one in its set that was used longest ago. The
- * interpreter's lock guards the table. It may be given up while the encoder is asked, when nothing here points into the table.
+ * Memory is bounded: entries have one size, and a new word takes the last place of its set, where those are that were not asked for
+ * again. The interpreter's lock guards the table. It may be given up while the encoder is asked, when nothing here points into the table.
  */
 
 #define Py_LIMITED_API 0x030B0000
@@ -44,7 +44,7 @@ typedef struct {
     char after[256];
     uint64_t mask;
     Entry *entries;
-    PyObject *lengths; /* bytes: of how many bytes of text a token is made, by id */
+    PyObject *lengths; /* bytes: of how many bytes of text a token is made, by id; 0 and 255 where that is not known */
     int ascii;
     unsigned long_gaps;
     uint64_t hits, misses;
@@ -215,8 +215,10 @@ static inline uint32_t id_at(const char *ids, size_t index) {
 }
 
 /* The words of a gap, whose ids are told apart by the bytes that each stands for. Where those are not the text's, nothing is learnt.
- * Some tokenizers put a space before a text and after each added token. One more than there is must be in the text's first word:
- * there is no cut before or in the added tokens that a text may begin with. */
+ *
+ * Some tokenizers put a space before a text and after added tokens, unless there is one already. So one more than the text has may be
+ * the first word's or a later one's; but words before that one end where the tokens do without it. From the first that does not, the
+ * space lies behind, and what follows can be learnt. */
 static void learn_words(WordCache *self, const Gap *gap, int first, const char *ids, size_t count) {
     Py_ssize_t known, total = 0;
     char *lengths;
@@ -224,18 +226,22 @@ static void learn_words(WordCache *self, const Gap *gap, int first, const char *
     if (PyBytes_AsStringAndSize(self->lengths, &lengths, &known) < 0 || !is_plain(self, gap->text, gap->length)) return;
     for (size_t index = 0; index < count; index++) {
         uint32_t id = id_at(ids, index);
-        if (id >= (size_t)known || (unsigned char)lengths[id] == 255) return;
+        if (id >= (size_t)known || lengths[id] == 0 || (unsigned char)lengths[id] == 255) return;
         total += (unsigned char)lengths[id];
     }
     Py_ssize_t more = total - gap->length;
     if (more != 0 && !(first && more == 1)) return;
     const char *end = gap->text + gap->length, *start = gap->text, *stop = next_cut(self, start, end), *at = start - more;
     size_t begun = 0;
+    int behind = more == 0, either = 0;
     for (size_t index = 0; index < count; index++) {
         at += (unsigned char)lengths[id_at(ids, index)];
         if (at > stop) return;
+        either |= at + more == stop;
         if (at == stop) {
-            if (!first || start != gap->text) learn(self, start, stop - start, end, ids + 4 * begun, index + 1 - begun);
+            if (behind && !(first && start == gap->text)) learn(self, start, stop - start, end, ids + 4 * begun, index + 1 - begun);
+            behind |= !either;
+            either = 0;
             begun = index + 1;
             start = stop;
             if (start < end) stop = next_cut(self, start, end);
@@ -347,6 +353,10 @@ static PyObject *word_cache_new(PyTypeObject *type, PyObject *args, PyObject *kw
         return NULL;
     }
     if (PyBytes_AsStringAndSize(after, &bytes, &count) < 0) return NULL;
+    if (memchr(bytes, ' ', (size_t)count) != NULL) { /* what encode allocates is enough for words of two bytes */
+        PyErr_SetString(PyExc_ValueError, "after must not hold the space: text is cut before the first of several");
+        return NULL;
+    }
     WordCache *self = (WordCache *)PyType_GenericAlloc(type, 0);
     if (self == NULL) return NULL;
     self->encode = Py_NewRef(encode);
@@ -369,14 +379,12 @@ static PyObject *word_cache_new(PyTypeObject *type, PyObject *args, PyObject *kw
 static int word_cache_traverse(WordCache *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE((PyObject *)self));
     Py_VISIT(self->encode);
-    Py_VISIT(self->context);
     return 0;
 }
 
+/* The others refer to nothing and are used without a look whether they are there. */
 static int word_cache_clear(WordCache *self) {
     Py_CLEAR(self->encode);
-    Py_CLEAR(self->context);
-    Py_CLEAR(self->lengths);
     return 0;
 }
 
@@ -384,6 +392,8 @@ static void word_cache_dealloc(WordCache *self) {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     PyObject_GC_UnTrack(self);
     word_cache_clear(self);
+    Py_XDECREF(self->context);
+    Py_XDECREF(self->lengths);
     PyMem_Free(self->entries);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self);
@@ -411,7 +421,7 @@ static PyType_Slot word_cache_slots[] = {
     {Py_tp_dealloc, word_cache_dealloc},
     {Py_tp_methods, word_cache_methods},
     {Py_tp_getset, word_cache_getset},
-    {Py_tp_doc, "WordCache(encode, context, skipped, after, entries): see the stub."},
+    {Py_tp_doc, "WordCache(encode, context, skipped, after, lengths, ascii, entries): see the stub."},
     {0, NULL},
 };
 

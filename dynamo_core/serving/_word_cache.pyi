@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 # An encoder that remembers words, 64 bytes each.
 #
 # `encode` turns texts into ids, 4 bytes each in the machine's order; a text that is not the beginning of one comes to it after
-# `context`, whose own ids, `skipped` in number, are left out. Text is cut before a space, after any of the bytes `after`. For
-# `lengths` and `ascii` see word_cuts.WordCuts. `entries`: words remembered at most. Raises ValueError.
+# `context`, whose own ids, `skipped` in number, are left out. Text is cut before a space, after any of the bytes `after`, which
+# is none of them. For `lengths` and `ascii` see word_cuts.WordCuts. `entries`: words remembered at most. Raises ValueError.
 class WordCache:
     def __init__(
         self,

@@ -27,12 +27,15 @@ __all__ = ["CONTEXT", "WordCuts", "word_cuts"]
 CONTEXT = "a"
 """What a word is encoded after, so that it is not taken for the beginning of a text. Ends in a letter, as most words do."""
 
-_BEFORE_SPACE = re.compile("([^ ▁Ġ])[ ▁Ġ]")
+_BEFORE_SPACE = re.compile("(.)(?=[ ▁Ġ])", re.DOTALL)
 """In a token: SentencePiece writes spaces as ▁, byte-level vocabularies as Ġ."""
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _NORMALIZERS = {"NFC", "NFD", "Prepend", "Replace", "Sequence"}
 _PRE_TOKENIZERS = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Sequence", "Split"}
 _CONTINUATION = range(0x80, 0xC0)
+_IN_UTF_8 = (*range(0xC0), *range(0xC2, 0xF5))
+_WIDE_SPACES = "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+"""All of Unicode's that are not ASCII's."""
 _BLOCKS = (
     0x80, 0xA1, 0xC0, 0x300, 0x3A0, 0x400, 0x5D0, 0x640, 0x900, 0xE00, 0x2000, 0x2580, 0x3000, 0x3040, 0x4E00, 0xAC00, 0xFF00,
     0x1F600,
@@ -70,26 +73,32 @@ def word_cuts(
         or model.dropout
         or model.continuing_subword_prefix
         or model.end_of_word_suffix
+        or (model.ignore_merges and not header.byte_level)  # a word would be one token if it stands alone
+        or any(token.single_word for token in header.added_tokens)  # some are matched with a space, and see what is before it
         or not _knows(header.normalizer, "normalizers", _NORMALIZERS)
         or not _knows(header.pre_tokenizer, "pretokenizers", _PRE_TOKENIZERS)
+        or not _spells_all(model, header.byte_level)
     ):
         return None
-    lengths, reached_over = _vocabulary(reference, header, model.unk_token)
+    lengths, reached_over = _vocabulary(reference, header, model)
     unsafe = {*reached_over, *_taken(header), *_refuted(lambda text: encode(text, False))}
     before = bytes(byte for byte in (*range(0x21, 0x7F), *_CONTINUATION) if byte not in unsafe)
-    if len(set(before) & set(ascii_lowercase.encode())) < _LETTERS:
+    if len(set(before) & set(ascii_lowercase.encode())) < _LETTERS or CONTEXT.encode()[-1] in unsafe:
         return None
     return WordCuts(before, lengths, '"NF' in msgspec.json.encode(header.normalizer).decode())
 
 
-def _vocabulary(reference: tokenizers.Tokenizer, header: TokenizerHeader, unknown: str | None) -> tuple[bytes, set[int]]:
+def _vocabulary(reference: tokenizers.Tokenizer, header: TokenizerHeader, model: tokenizers.models.BPE) -> tuple[bytes, set[int]]:
     """The lengths of tokens, and the bytes that stand before a space in one."""
     lengths = bytearray(b"\xff" * (max([reference.get_vocab_size(), *(token.id + 1 for token in header.added_tokens)])))
+    unknown = model.unk_token
     lefts: set[str] = set()
+    count = 0
     for token_id in range(len(lengths)):
         token = reference.id_to_token(token_id)
         if token is None:
             continue
+        count += 1
         lefts.update(_BEFORE_SPACE.findall(token))
         if header.byte_level:
             size = len(token)  # a character for each byte
@@ -98,9 +107,13 @@ def _vocabulary(reference: tokenizers.Tokenizer, header: TokenizerHeader, unknow
         else:
             size = len(token.replace("▁", " ").encode())
         lengths[token_id] = min(size, 255) if token != unknown else 255
+    if count < reference.get_vocab_size():  # there are gaps between ids, so some are larger
+        for token in reference.get_vocab():
+            lefts.update(_BEFORE_SPACE.findall(token))
     for added in header.added_tokens:
         plain = not (added.lstrip or added.rstrip or added.normalized or added.content == unknown)
         plain = plain and reference.token_to_id(added.content) == added.id
+        plain = plain and model.id_to_token(added.id) in (None, added.content)  # where there are gaps, two may have one id
         lengths[added.id] = min(len(added.content.encode()), 255) if plain else 255
     if header.byte_level:
         alphabet = byte_of_character()
@@ -108,11 +121,21 @@ def _vocabulary(reference: tokenizers.Tokenizer, header: TokenizerHeader, unknow
     return bytes(lengths), {left.encode()[-1] for left in (*lefts, "▁")}  # spelt out in text, it is a space like any other
 
 
+def _spells_all(model: tokenizers.models.BPE, byte_level: bool) -> bool:
+    """Whether there are ids for any text: what no token spells, nor stands for as unknown, is left out without a word."""
+    if model.unk_token is not None:
+        return True
+    if byte_level:
+        characters = {byte: character for character, byte in byte_of_character().items()}
+        return all(model.token_to_id(characters[byte]) is not None for byte in _IN_UTF_8)
+    return model.byte_fallback and all(model.token_to_id(f"<0x{byte:02X}>") is not None for byte in _IN_UTF_8)
+
+
 def _knows(step: Any, parts: str, known: set[str]) -> bool:
     """Whether a step of the tokenizer, or each that it consists of, is of a known kind, so that bytes stay bytes."""
     if step is None:
         return True
-    if step.get("type") not in known:
+    if step.get("type") not in known or step.get("behavior") == "Removed":
         return False
     if step["type"] == "Replace" and (step["pattern"], step["content"]) != ({"String": " "}, "▁"):
         return False
@@ -120,7 +143,12 @@ def _knows(step: Any, parts: str, known: set[str]) -> bool:
 
 
 def _taken(header: TokenizerHeader) -> Iterator[int]:
-    """Bytes that stand before a space in an added token, or end one: what follows is the beginning of a text to some rules."""
+    """Bytes that stand before a space in an added token, or end one: what follows is the beginning of a text to some rules.
+
+    And those that end a space of several bytes, where added tokens take the whitespace beside them.
+    """
+    if any(token.lstrip or token.rstrip for token in header.added_tokens):
+        yield from (space.encode()[-1] for space in _WIDE_SPACES)
     for token in header.added_tokens:
         for left in (*_BEFORE_SPACE.findall(token.content), token.content[-1:]):
             yield from left.encode()[-1:]
