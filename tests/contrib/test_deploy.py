@@ -216,6 +216,10 @@ def test_the_image_is_built_from_what_is_there() -> None:
     copied = [part for line in lines if line.startswith("COPY ") and "--from" not in line for part in line.split()[1:-1]]
     assert copied
     assert all((ROOT / part).exists() for part in copied)
+    assert "hatch_build.py" in copied  # without which no wheel is built
+    stages = [number for number, line in enumerate(lines) if line.startswith("FROM ")]
+    assert [number for number, line in enumerate(lines) if "gcc libc6-dev" in line and stages[0] < number < stages[1]]
+    assert not [line for line in lines[stages[1] :] if "apt-get" in line]
     (plugins,) = (line for line in lines if line.startswith("ARG PLUGINS="))
     assert all((ROOT / "plugins" / name).is_dir() for name in plugins.partition('"')[2].rstrip('"').split())
     context = (COMPOSE.parent / SERVICES["worker"]["build"]["context"]).resolve()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,13 @@ from dynamo_core.serving.model_folder import ModelFolder
 from dynamo_core.serving.tokenizer import Tokenizer, load_tokenizer
 
 ModelPath = Callable[[str], Path]
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "plain"], autouse=True)
+def words_are_remembered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part in C may be there or not; where it was not built, both are the same."""
+    if not request.param:
+        monkeypatch.setitem(sys.modules, "dynamo_core.serving._word_cache", None)
 
 
 def load(folder: Path) -> Tokenizer:

@@ -1,0 +1,66 @@
+"""A wheel has the part in C where there is a compiler, and is one for any platform where there is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "CHANGELOG.md")
+MODULE = "dynamo_core/serving/_word_cache"
+COMPILER = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+HEADER = Path(sysconfig.get_path("include")) / "Python.h"
+
+
+def environment(**changed: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | changed
+
+
+def build(folder: Path, **environ: str) -> tuple[Path, str]:
+    """The wheel and what was said, from a copy: building compiles beside the source."""
+    source = folder / "source"
+    shutil.copytree(ROOT / "dynamo_core", source / "dynamo_core", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
+    done = subprocess.run(
+        command, env=environment(**environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    (wheel,) = folder.glob("*.whl")
+    return wheel, done.stdout
+
+
+@pytest.mark.skipif(not (shutil.which(COMPILER) and HEADER.is_file()), reason=f"needs {COMPILER} and {HEADER}")
+def test_a_wheel_has_the_compiled_part_for_every_python_from_3_11(tmp_path: Path) -> None:
+    wheel, said = build(tmp_path)
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert wheel.name.endswith(f"-cp311-abi3-{platform}.whl"), said
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "installed")
+    assert {f"{MODULE}{suffix}" for suffix in (".abi3.so", ".c", ".pyi")} <= set(names)
+    assert [name for name in names if name.endswith(".so")] == [f"{MODULE}.abi3.so"]
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r}); from dynamo_core.serving import _word_cache as it;"
+        "cache = it.WordCache(lambda texts: [bytes(4 * len(text)) for text in texts], 'a', 1, b'x', bytes(1), False, 64);"
+        "print(it.__file__, len(cache.encode('x x')))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True).stdout
+    assert shown.split() == [str(tmp_path / "installed" / f"{MODULE}.abi3.so"), "12"]
+
+
+def test_without_a_compiler_the_wheel_is_for_any_platform_and_says_so(tmp_path: Path) -> None:
+    wheel, said = build(tmp_path, CC="/bin/false")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert "built without dynamo_core.serving._word_cache, so some prompts take longer to encode" in said
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
+        assert f"{MODULE}.c" in archive.namelist()
