@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
 
 from dynamo_core.testing.tiny_model import make_tiny_model
+
+
+def _compiled() -> Iterator[tuple[Path, Path]]:
+    """The compiled modules in use, each with its source."""
+    for name in ("dynamo_core.serving._word_cache", "dynamo_kv_router.router"):
+        found = importlib.util.find_spec(name)
+        if found is not None and found.origin is not None and found.origin.endswith(tuple(EXTENSION_SUFFIXES)):
+            for built in Path(found.origin).parent.glob("*.so"):
+                stem = built.name.partition(".")[0]
+                yield from ((built, source) for suffix in (".c", ".py") if (source := built.parent / (stem + suffix)).exists())
+
+
+def pytest_configure() -> None:
+    stale = [str(source) for built, source in _compiled() if source.stat().st_mtime > built.stat().st_mtime]
+    if stale:
+        pytest.exit(f"compiled before it was changed: {', '.join(stale)}; run make install", returncode=4)
+
+
+def pytest_report_header() -> str:
+    return f"compiled modules: {', '.join(built.name.partition('.')[0] for built, _ in _compiled()) or 'none'}"
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import sys
@@ -23,9 +24,11 @@ Counts = Mapping[str, float]
 
 
 def this_python(method: str) -> str:
-    """Counts of different ones cannot be compared."""
+    """Counts of different ones cannot be compared, nor those with and without the compiled modules of ``kv-router``."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return version if method == "bytecode" else f"{version} {platform.machine()}"
+    router = importlib.util.find_spec("dynamo_kv_router.router")
+    compiled = "" if router is None or str(router.origin).endswith(".py") else ", kv-router compiled"
+    return f"{version}{compiled}" if method == "bytecode" else f"{version} {platform.machine()}{compiled}"
 
 
 def count(method: str, extra: Mapping[str, float]) -> Counts:

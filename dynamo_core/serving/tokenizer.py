@@ -106,7 +106,7 @@ class Tokenizer:
         fast, obstacle = _load_fast(path)
         return_free_memory()
         if fast is not None:
-            obstacle = probe.difference(_flat(fast).one, fast.id_to_token)
+            obstacle = probe.difference(_flat(fast).one, fast.id_to_token) or _unlike(header)
         if obstacle is not None:
             _log.info("%s is encoded with tokenizers instead of fastokens: %s", path, obstacle)
             del fast
@@ -209,6 +209,12 @@ def _load_fast(path: Path) -> tuple[Any, str | None]:
     except Exception as error:  # noqa: BLE001 - whatever it cannot do, the reference can
         return None, f"{type(error).__name__}: {error}"
     return tokenizer, None
+
+
+def _unlike(header: TokenizerHeader) -> str | None:
+    """What fastokens does otherwise where samples rarely show it."""
+    single = next((token.content for token in header.added_tokens if token.single_word), None)
+    return None if single is None else f"it finds {single!r}, which is to stand alone, beside other added tokens"
 
 
 def _flat(encoder: Any) -> _Encode:

@@ -49,6 +49,20 @@ def test_tokenizers_encodes_what_fastokens_does_not_know(model_path: ModelPath, 
     assert tokenizer.encode("The quick brown fox") == reference.encode("The quick brown fox").ids
 
 
+def test_added_tokens_that_are_to_stand_alone_are_left_to_tokenizers(
+    model_path: ModelPath, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = tokenizers.Tokenizer.from_file(str(model_path("byte_level") / "tokenizer.json"))
+    made.add_tokens([tokenizers.AddedToken("word", single_word=True, normalized=False)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    with caplog.at_level(logging.INFO):
+        tokenizer = load(tmp_path)
+    assert tokenizer.backend == "tokenizers"
+    for text in ("wordŉ☃", "a word ŉ☃", "words", "sword", "word"):
+        assert tokenizer.encode(text) == made.encode(text).ids
+    assert "'word', which is to stand alone" in caplog.text or "not installed" in caplog.text
+
+
 def test_a_fastokens_that_gives_other_ids_is_not_used(
     model_path: ModelPath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
