@@ -15,7 +15,7 @@ from dynamo_core.testing.tiny_model import make_tiny_model
 
 def _compiled() -> Iterator[tuple[Path, Path]]:
     """The compiled modules in use, each with its source."""
-    for name in ("dynamo_core.serving._word_cache", "dynamo_kv_router.router"):
+    for name in ("dynamo_core.kv._block_map", "dynamo_core.serving._word_cache", "dynamo_kv_router.router"):
         found = importlib.util.find_spec(name)
         if found is not None and found.origin is not None and found.origin.endswith(tuple(EXTENSION_SUFFIXES)):
             for built in Path(found.origin).parent.glob("*.so"):

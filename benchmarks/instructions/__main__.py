@@ -24,11 +24,12 @@ Counts = Mapping[str, float]
 
 
 def this_python(method: str) -> str:
-    """Counts of different ones cannot be compared, nor those with and without the compiled modules of ``kv-router``."""
+    """Counts of different ones cannot be compared, nor those with and without what is compiled of ours."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    router = importlib.util.find_spec("dynamo_kv_router.router")
-    compiled = "" if router is None or str(router.origin).endswith(".py") else ", kv-router compiled"
-    return f"{version}{compiled}" if method == "bytecode" else f"{version} {platform.machine()}{compiled}"
+    found = {name: importlib.util.find_spec(name) for name in ("dynamo_core.kv._block_map", "dynamo_kv_router.router")}
+    compiled = [name for name, spec in found.items() if spec is not None and not str(spec.origin).endswith(".py")]
+    ours = "".join(f", {name}" for name in compiled)
+    return f"{version}{ours}" if method == "bytecode" else f"{version} {platform.machine()}{ours}"
 
 
 def count(method: str, extra: Mapping[str, float]) -> Counts:

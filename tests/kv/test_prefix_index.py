@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo_core.kv import PrefixIndex, PromptHashes, slots_of
+
+pytestmark = pytest.mark.usefixtures("block_map")
 
 
 def prompt(family: int, blocks: int) -> PromptHashes:

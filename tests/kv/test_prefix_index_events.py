@@ -9,11 +9,15 @@ from __future__ import annotations
 import random
 import tracemalloc
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo_core.contracts import KvCleared, KvEvent, KvRemoved, KvStored
 from dynamo_core.kv import BlockManager, PrefixIndex, PromptHashes, sequence_hashes, slots_of
+
+pytestmark = pytest.mark.usefixtures("block_map")
+
 
 WORKERS, FAMILIES, LENGTH = 5, 4, 40
 
@@ -264,7 +268,7 @@ def test_at_its_limit_a_slot_keeps_what_others_share_with_it_and_of_that_the_beg
 def test_names_that_no_prompt_has_do_no_harm() -> None:
     index = PrefixIndex()
     slot, other = index.open(10**6), index.open(10**6)
-    index.stored(slot, [-1, 2**64, *range(98)])
+    index.stored(slot, [-1, 2**63, *range(98)])
     index.stored(other, [-1])
     assert index.size(slot) == 100
     index.removed(slot, [-1, -101])

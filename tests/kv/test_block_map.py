@@ -1,0 +1,125 @@
+"""The compiled map beside the one in Python: whatever is done to both, they say the same, in the same order."""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynamo_core.kv.block_map import BlockMap, PythonBlockMap, new_block_map
+
+_block_map: Any = pytest.importorskip("dynamo_core.kv._block_map", reason="built without a compiler")
+NAMES = [*range(40), *(name << 44 for name in range(1, 12)), 2**64 - 1, 2**63]
+"""Some of them crowd together in the table."""
+
+names = st.lists(st.sampled_from(NAMES), max_size=30)
+bits = st.sampled_from([1 << slot for slot in (0, 1, 2, 9, 62, 63, 64, 200)])
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), bits, names),
+        st.tuples(st.just("take"), bits, names),
+        st.tuples(st.just("strip"), st.integers(1, 2**201), names),
+        st.tuples(st.just("dispensable"), bits, st.integers(0, 50)),
+        st.tuples(st.just("clear"), bits, names),
+    ),
+    max_size=60,
+)
+
+
+def everything(blocks: BlockMap) -> tuple[Any, ...]:
+    return len(blocks), blocks.hashes(), [blocks.get(name) for name in [*NAMES, 41]], blocks.hashes(6), blocks.hashes(1 << 200)
+
+
+def do(blocks: BlockMap, what: str, owner: int, given: Any) -> Any:
+    if what == "add":
+        return blocks.add(owner, given)
+    if what == "take":
+        return blocks.take(owner, given, ((1 << 201) - 1) & ~owner)
+    if what == "strip":
+        return blocks.take(owner, given, ~owner)
+    if what == "dispensable":
+        return [blocks.dispensable(owner, others, given) for others in (0, 7, 1 << 64)]
+    return blocks.clear()
+
+
+@settings(max_examples=400, deadline=None)
+@given(steps)
+def test_they_agree(story: list[tuple[str, int, Any]]) -> None:
+    compiled, python = _block_map.BlockMap(), PythonBlockMap()
+    for what, owner, given_ in story:
+        assert do(compiled, what, owner, given_) == do(python, what, owner, given_)
+        assert everything(compiled) == everything(python)
+
+
+def test_they_agree_while_caches_fill_and_empty() -> None:
+    lots = random.Random(1)
+    compiled, python = _block_map.BlockMap(), PythonBlockMap()
+    held: list[list[int]] = []
+    for turn in range(600):
+        owner = 1 << lots.choice((0, 1, 70))
+        if turn % 200 < 120 or not held:
+            run = [lots.getrandbits(64) for _ in range(lots.randrange(1, 200))]
+            if held and lots.random() < 0.5:
+                run = held[-1][: len(run) // 2] + run
+            held.append(run)
+            assert compiled.add(owner, run) == python.add(owner, run)
+        else:
+            run = held.pop(lots.randrange(len(held)))
+            for one in (1, 2, 1 << 70):
+                assert compiled.take(one, run, ~one) == python.take(one, run, ~one)
+    assert len(compiled) == len(python) > 1000
+    assert compiled.hashes() == python.hashes()
+    assert compiled.hashes(2) == python.hashes(2)
+    for run in held:
+        compiled.take(-1, run, 0)
+    assert (len(compiled), compiled.hashes()) == (0, [])
+
+
+def test_the_compiled_one_is_used() -> None:
+    assert isinstance(new_block_map(), _block_map.BlockMap)
+
+
+def test_runs_may_be_any_sequence() -> None:
+    blocks = _block_map.BlockMap()
+    assert (blocks.add(1, (1, 2)), blocks.add(1, range(2, 4)), blocks.add(1, [True])) == (2, 1, 0)
+    assert (blocks.take(1, range(9), 0), len(blocks)) == (3, 0)
+    assert (blocks.get(1), blocks.take(1, [1], 0), blocks.hashes()) == (0, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("method", "given_"),
+    [
+        ("add", (1, ["1"])), ("add", (1.0, [1])), ("add", (True, [1])), ("add", (1, 1)), ("add", (1,)), ("take", (1, [None], 0)),
+        ("take", (1, [1], "")), ("take", ("", [1], 1)), ("hashes", ("",)), ("dispensable", (1, "", 1)),
+        ("dispensable", (1, 2, "")), ("get", ("1",)),
+    ],
+)  # fmt: skip
+def test_anything_else_is_a_type_error_and_does_nothing(method: str, given_: tuple[Any, ...]) -> None:
+    blocks = _block_map.BlockMap()
+    blocks.add(2, [1])
+    with pytest.raises(TypeError):
+        getattr(blocks, method)(*given_)
+    assert (len(blocks), blocks.get(1)) == (1, 2)
+
+
+def test_owners_are_held_once_for_each_block_and_given_back() -> None:
+    owner, rest = 1 << 100, 1 << 101
+    before = sys.getrefcount(owner)
+    blocks = _block_map.BlockMap()
+    for _ in range(20):
+        blocks.add(owner, range(1000))
+        assert sys.getrefcount(owner) == before + 1000
+        blocks.add(rest, range(500))
+        blocks.take(owner, range(900), ~owner)
+        assert sys.getrefcount(owner) == before + 100
+        blocks.dispensable(owner, rest, 50)
+        blocks.take(rest, range(1000), ~rest)
+        blocks.clear()
+        assert sys.getrefcount(owner) == before
+    blocks.add(owner, range(1000))
+    del blocks
+    assert sys.getrefcount(owner) == before
