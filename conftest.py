@@ -12,15 +12,24 @@ import pytest
 
 from dynamo_core.testing.tiny_model import make_tiny_model
 
+ROOT = Path(__file__).parent
+
+
+def _origin(module: str) -> str | None:
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    return None if found is None else found.origin
+
 
 def _compiled() -> Iterator[tuple[Path, Path]]:
-    """The compiled modules in use, each with its source."""
-    for name in ("dynamo_core.kv._block_map", "dynamo_core.serving._word_cache", "dynamo_kv_router.router"):
-        found = importlib.util.find_spec(name)
-        if found is not None and found.origin is not None and found.origin.endswith(tuple(EXTENSION_SUFFIXES)):
-            for built in Path(found.origin).parent.glob("*.so"):
-                stem = built.name.partition(".")[0]
-                yield from ((built, source) for suffix in (".c", ".py") if (source := built.parent / (stem + suffix)).exists())
+    """The compiled modules in use that were built in this checkout, each with its source."""
+    for package in (ROOT / "dynamo_core", ROOT / "plugins/kv-router/src"):
+        for suffix in EXTENSION_SUFFIXES:
+            for built in package.rglob(f"*{suffix}"):
+                stem = built.name.removesuffix(suffix)
+                yield from ((built, source) for kind in (".c", ".py") if (source := built.with_name(stem + kind)).exists())
 
 
 def pytest_configure() -> None:
@@ -30,7 +39,9 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> str:
-    return f"compiled modules: {', '.join(built.name.partition('.')[0] for built, _ in _compiled()) or 'none'}"
+    names = ("dynamo_core.kv._block_map", "dynamo_core.serving._word_cache", "dynamo_kv_router.router")
+    origins = [origin for name in names if (origin := _origin(name)) is not None]
+    return f"compiled: {', '.join(origin for origin in origins if not origin.endswith('.py')) or 'nothing'}"
 
 
 @pytest.fixture(scope="session")

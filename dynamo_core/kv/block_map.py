@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice, repeat
 from typing import Protocol
@@ -23,7 +24,8 @@ class BlockMap(Protocol):
         ...
 
     def take(self, bits: int, seq_hashes: Sequence[int], rest: int, /) -> int:
-        """Let each have no owners but those of ``rest``, and be gone without any. Returns how many had one of ``bits``."""
+        """Let each have no owners but those of ``rest``, none of which is in ``bits``, and be gone without any. Returns how many
+        had one of ``bits``."""
         ...
 
     def hashes(self, bits: int = -1, /) -> list[int]:
@@ -84,7 +86,7 @@ class PythonBlockMap:
         return gone
 
     def hashes(self, bits: int = -1, /) -> list[int]:
-        return [seq_hash for seq_hash, owners in self._where.items() if owners & bits]
+        return list(self._where) if bits == -1 else [seq_hash for seq_hash, owners in self._where.items() if owners & bits]
 
     def dispensable(self, bit: int, others: int, count: int, /) -> list[int]:
         items = self._where.items()
@@ -101,4 +103,4 @@ def new_block_map() -> BlockMap:
         from dynamo_core.kv import _block_map
     except ImportError:  # the package was built without a compiler
         return PythonBlockMap()
-    return _block_map.BlockMap()
+    return _block_map.BlockMap(secrets.randbits(64))

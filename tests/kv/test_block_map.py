@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,8 +15,9 @@ from hypothesis import strategies as st
 from dynamo_core.kv.block_map import BlockMap, PythonBlockMap, new_block_map
 
 _block_map: Any = pytest.importorskip("dynamo_core.kv._block_map", reason="built without a compiler")
-NAMES = [*range(40), *(name << 44 for name in range(1, 12)), 2**64 - 1, 2**63]
-"""Some of them crowd together in the table."""
+FACTOR = 1
+NAMES = [*range(40), *(name << 58 for name in range(1, 60, 5)), 2**64 - 1, 2**63, 2**63 - 1]
+"""With this factor, names below 2⁵⁶ all want the first place."""
 
 names = st.lists(st.sampled_from(NAMES), max_size=30)
 bits = st.sampled_from([1 << slot for slot in (0, 1, 2, 9, 62, 63, 64, 200)])
@@ -49,15 +52,50 @@ def do(blocks: BlockMap, what: str, owner: int, given: Any) -> Any:
 @settings(max_examples=400, deadline=None)
 @given(steps)
 def test_they_agree(story: list[tuple[str, int, Any]]) -> None:
-    compiled, python = _block_map.BlockMap(), PythonBlockMap()
+    compiled, python = _block_map.BlockMap(FACTOR), PythonBlockMap()
     for what, owner, given_ in story:
         assert do(compiled, what, owner, given_) == do(python, what, owner, given_)
         assert everything(compiled) == everything(python)
 
 
+def test_names_that_differ_in_their_upper_bits_only_do_not_meet() -> None:
+    blocks = new_block_map()
+    begun = time.process_time()
+    assert blocks.add(1, [name << 44 for name in range(30_000)]) == 30_000
+    assert time.process_time() - begun < 0.1
+
+
+def test_what_a_sequence_does_while_it_is_read_does_no_harm() -> None:
+    blocks = _block_map.BlockMap(FACTOR)
+    blocks.add(1, [1, 2])
+
+    class Sequence:
+        def __iter__(self) -> Iterator[int]:
+            blocks.clear()
+            return iter([1])
+
+        def __getitem__(self, at: int) -> int:
+            raise IndexError
+
+        def __len__(self) -> int:
+            return 1
+
+    assert (blocks.take(1, Sequence(), 0), len(blocks)) == (0, 0)
+    assert (blocks.add(1, Sequence()), len(blocks)) == (1, 1)
+
+
+def test_half_of_a_run_is_never_noted() -> None:
+    blocks = _block_map.BlockMap(FACTOR)
+    for method, rest in (("add", ()), ("take", (0,))):
+        blocks.add(2, [1])
+        with pytest.raises(TypeError):
+            getattr(blocks, method)(2, [1, 5, "x"], *rest)
+        assert blocks.hashes() == [1]
+
+
 def test_they_agree_while_caches_fill_and_empty() -> None:
     lots = random.Random(1)
-    compiled, python = _block_map.BlockMap(), PythonBlockMap()
+    compiled, python = _block_map.BlockMap(FACTOR), PythonBlockMap()
     held: list[list[int]] = []
     for turn in range(600):
         owner = 1 << lots.choice((0, 1, 70))
@@ -84,7 +122,7 @@ def test_the_compiled_one_is_used() -> None:
 
 
 def test_runs_may_be_any_sequence() -> None:
-    blocks = _block_map.BlockMap()
+    blocks = _block_map.BlockMap(FACTOR)
     assert (blocks.add(1, (1, 2)), blocks.add(1, range(2, 4)), blocks.add(1, [True])) == (2, 1, 0)
     assert (blocks.take(1, range(9), 0), len(blocks)) == (3, 0)
     assert (blocks.get(1), blocks.take(1, [1], 0), blocks.hashes()) == (0, 0, [])
@@ -99,7 +137,7 @@ def test_runs_may_be_any_sequence() -> None:
     ],
 )  # fmt: skip
 def test_anything_else_is_a_type_error_and_does_nothing(method: str, given_: tuple[Any, ...]) -> None:
-    blocks = _block_map.BlockMap()
+    blocks = _block_map.BlockMap(FACTOR)
     blocks.add(2, [1])
     with pytest.raises(TypeError):
         getattr(blocks, method)(*given_)
@@ -109,7 +147,7 @@ def test_anything_else_is_a_type_error_and_does_nothing(method: str, given_: tup
 def test_owners_are_held_once_for_each_block_and_given_back() -> None:
     owner, rest = 1 << 100, 1 << 101
     before = sys.getrefcount(owner)
-    blocks = _block_map.BlockMap()
+    blocks = _block_map.BlockMap(FACTOR)
     for _ in range(20):
         blocks.add(owner, range(1000))
         assert sys.getrefcount(owner) == before + 1000

@@ -64,7 +64,7 @@ def test_a_wheel_has_the_compiled_part_for_every_python_from_3_11(tmp_path: Path
     assert sorted(name for name in names if name.endswith(".so")) == [f"{module}.abi3.so" for module in MODULES]
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r}); from dynamo_core.serving import _word_cache as it;"
-        "from dynamo_core.kv._block_map import BlockMap; blocks = BlockMap();"
+        "from dynamo_core.kv._block_map import BlockMap; blocks = BlockMap(5);"
         "cache = it.WordCache(lambda texts: [bytes(4 * len(text)) for text in texts], 'a', 1, b'x', bytes(1), False, 64);"
         "print(it.__file__, len(cache.encode('x x')), blocks.add(1, [5, 6]))"
     )
