@@ -20,6 +20,7 @@ _SETTINGS = """
 mypy_path = {path}
 explicit_package_bases = true
 namespace_packages = true
+no_site_packages = true
 ignore_missing_imports = true
 follow_imports = silent
 cache_dir = {cache}

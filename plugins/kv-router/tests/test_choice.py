@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from dynamo_core.contracts import ModelCard, WorkerView
 from dynamo_kv_router.choice import Chooser, explain
-from dynamo_kv_router.cost import Clock, LoadRow, Weights, costs
+from dynamo_kv_router.cost import Clock, LoadRow, costs
 from dynamo_kv_router.load import PlaceLoad
 from dynamo_kv_router.speed import PrefillSpeed
+from dynamo_kv_router.weights import Weights
 
 CARD = ModelCard(name="m", path="", block_size=16, total_kv_blocks=1000)
 

@@ -5,9 +5,10 @@ from math import exp
 import pytest
 
 from dynamo_core.contracts import ModelCard, WorkerView
-from dynamo_kv_router.cost import YOUTH_RATES, YOUTH_SHARES, Clock, Weights, costs
+from dynamo_kv_router.cost import YOUTH_RATES, YOUTH_SHARES, Clock, costs
 from dynamo_kv_router.load import PlaceLoad
 from dynamo_kv_router.speed import FadingMean, PrefillSpeed
+from dynamo_kv_router.weights import Weights
 
 WEIGHTS = Weights()
 RUNNING_MS = 0.0024

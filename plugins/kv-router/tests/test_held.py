@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from dynamo_core.contracts import KvBatch, KvStored, ModelCard, Route, RouterContext, RouteRequest, WorkerView
 from dynamo_core.kv import sequence_hashes
-from dynamo_kv_router.cost import Clock, Weights
+from dynamo_kv_router.cost import Clock
 from dynamo_kv_router.load import Pieces, PlaceLoad
 from dynamo_kv_router.router import KvRouter
+from dynamo_kv_router.weights import Weights
 
 CARD = ModelCard(name="m", path="", block_size=16, total_kv_blocks=1000, kv_events=True)
 SIZE = 16

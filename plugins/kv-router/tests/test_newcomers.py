@@ -11,8 +11,8 @@ import pytest
 from dynamo_core.contracts import KvCleared, KvStored
 from dynamo_core.kv import sequence_hashes
 from dynamo_core.simulator import Change, Cluster, RequestLog, Simulation, Trace, TraceRequest
-from dynamo_kv_router.cost import Weights
 from dynamo_kv_router.router import KvRouter
+from dynamo_kv_router.weights import Weights
 
 SIZE = 16
 BLOCK, SHARED, OWN = 64, 64, 4

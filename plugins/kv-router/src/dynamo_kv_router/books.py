@@ -6,10 +6,11 @@ from collections.abc import Callable, Hashable, KeysView
 
 from dynamo_core.contracts import WorkerView
 from dynamo_kv_router.config import KvRouterConfig
-from dynamo_kv_router.cost import Clock, LoadRow, Weights
+from dynamo_kv_router.cost import Clock, LoadRow
 from dynamo_kv_router.load import NO_PIECES, Observation, Pieces, PlaceLoad
 from dynamo_kv_router.newcomers import Newcomers
 from dynamo_kv_router.speed import DecodeSpeed, FadingMean, PrefillSpeed
+from dynamo_kv_router.weights import Weights
 
 __all__ = ["Books", "Sent"]
 

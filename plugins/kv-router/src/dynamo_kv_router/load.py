@@ -7,7 +7,8 @@ from math import inf
 from typing import NamedTuple
 
 from dynamo_core.contracts import WorkerView
-from dynamo_kv_router.cost import Clock, LoadRow, Weights
+from dynamo_kv_router.cost import Clock, LoadRow
+from dynamo_kv_router.weights import Weights
 
 __all__ = ["NO_PIECES", "Observation", "Pieces", "PlaceLoad"]
 

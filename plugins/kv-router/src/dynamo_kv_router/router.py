@@ -28,7 +28,7 @@ from dynamo_kv_router.books import Books
 from dynamo_kv_router.caches import Caches, Overlap
 from dynamo_kv_router.choice import Chooser, explain
 from dynamo_kv_router.config import KvRouterConfig
-from dynamo_kv_router.cost import Weights, costs, preferred
+from dynamo_kv_router.cost import costs, preferred
 from dynamo_kv_router.credit import Credit
 from dynamo_kv_router.line import WaitingLine
 from dynamo_kv_router.load import PlaceLoad
@@ -37,6 +37,7 @@ from dynamo_kv_router.replica import note_of, take_foreign
 from dynamo_kv_router.screen import HELD, Screen, takes_anyone
 from dynamo_kv_router.terms import Terms, other_terms
 from dynamo_kv_router.thresholds import BusyGate
+from dynamo_kv_router.weights import Weights
 
 __all__ = ["KvRouter"]
 

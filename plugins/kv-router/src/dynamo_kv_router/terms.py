@@ -10,8 +10,9 @@ import msgspec
 from dynamo_core.errors import InvalidRequest
 from dynamo_kv_router.books import Books
 from dynamo_kv_router.config import KvRouterConfig
-from dynamo_kv_router.cost import LoadRow, Weights
+from dynamo_kv_router.cost import LoadRow
 from dynamo_kv_router.credit import Credit
+from dynamo_kv_router.weights import Weights
 
 __all__ = ["Terms", "other_terms"]
 
