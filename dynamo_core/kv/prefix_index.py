@@ -53,7 +53,8 @@ class _Count:
 class PrefixIndex:
     """Changes cost O(blocks named), but for what ``stored`` and ``close`` say; memory is bounded by ``limit`` blocks a slot.
 
-    A block takes 24 to 48 bytes (80 where nothing is compiled), however many slots have it; of an expiring slot 80 each on top.
+    A block takes 28 to 44 bytes (75 to 120 where nothing is compiled), however many slots have it; of an expiring slot some 120
+    each on top.
     """
 
     _AT_ONCE = 4096
