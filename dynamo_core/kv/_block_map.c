@@ -174,6 +174,17 @@ typedef struct {
     Py_ssize_t count;
 } Work;
 
+/* What becomes of these owners, and whether they had the bit. */
+static int plan(Change *change, PyObject *owners, PyObject *bit, PyObject *(*combine)(PyObject *, PyObject *), PyObject *other) {
+    forget(change);
+    change->had = is_set(owners, bit);
+    if (change->had < 0) return -1;
+    change->after = combine(owners, other);
+    if (change->after == NULL) return -1;
+    change->before = Py_NewRef(owners);
+    return 0;
+}
+
 static int add_one(BlockMap *self, uint64_t hash, Work *work) {
     size_t place = place_of(self, hash);
     if (self->places[place] == NONE) {
@@ -184,14 +195,7 @@ static int add_one(BlockMap *self, uint64_t hash, Work *work) {
     PyObject *owners = self->entries[self->places[place]].owners;
     if (owners == work->bit) return 0;
     Change *change = &work->change;
-    if (owners != change->before) {
-        forget(change);
-        change->had = is_set(owners, work->bit);
-        if (change->had < 0) return -1;
-        change->before = Py_NewRef(owners);
-        change->after = PyNumber_Or(owners, work->bit);
-        if (change->after == NULL) return -1;
-    }
+    if (owners != change->before && plan(change, owners, work->bit, PyNumber_Or, work->bit) < 0) return -1;
     if (!change->had) {
         replace(self, place, change->after);
         work->count++;
@@ -224,14 +228,7 @@ static int take_one(BlockMap *self, uint64_t hash, Work *work) {
         return 0;
     }
     Change *change = &work->change;
-    if (owners != change->before) {
-        forget(change);
-        change->had = is_set(owners, work->bit);
-        if (change->had < 0) return -1;
-        change->before = Py_NewRef(owners);
-        change->after = PyNumber_And(owners, work->rest);
-        if (change->after == NULL) return -1;
-    }
+    if (owners != change->before && plan(change, owners, work->bit, PyNumber_And, work->rest) < 0) return -1;
     work->count += change->had;
     int left = PyObject_IsTrue(change->after);
     if (left < 0) return -1;

@@ -1,4 +1,7 @@
-"""The type in C by itself, against encoders that record what they are asked."""
+"""The type in C by itself, against encoders that record what they are asked.
+
+Longer than others, since every test needs the encoders at its head and no module of tests can import another.
+"""
 
 from __future__ import annotations
 
