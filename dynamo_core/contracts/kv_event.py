@@ -8,6 +8,7 @@ is one lookup a block and no token id leaves the worker.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -18,14 +19,15 @@ __all__ = ["KvBatch", "KvCleared", "KvEvent", "KvRemoved", "KvStored"]
 class KvStored(msgspec.Struct, frozen=True, tag="s", array_like=True):
     """Blocks that became reusable, in chain order. Each is the successor of the one before."""
 
-    seq_hashes: tuple[int, ...]
+    seq_hashes: Sequence[int]
+    """64 bits each. An engine gives what it has; what a router gets is an ``array("Q")``."""
     tier: str = "device"
 
 
 class KvRemoved(msgspec.Struct, frozen=True, tag="r", array_like=True):
     """Blocks that are reusable no longer, in any order. Unknown ones are ignored."""
 
-    seq_hashes: tuple[int, ...]
+    seq_hashes: Sequence[int]
     tier: str = "device"
 
 

@@ -1,5 +1,6 @@
 """Block hashes, KV events, the index of prefixes, and what simulated engines share: paged cache, timing model and scheduler."""
 
+from dynamo_core.kv.block_map import multiples
 from dynamo_core.kv.blocks import BlockManager
 from dynamo_core.kv.events import VllmEventTranslator
 from dynamo_core.kv.hashing import HashCache, PromptHashes, block_hash, block_hashes, hash_seed, sequence_hashes
@@ -23,6 +24,7 @@ __all__ = [
     "block_hash",
     "block_hashes",
     "hash_seed",
+    "multiples",
     "sequence_hashes",
     "slots_of",
 ]

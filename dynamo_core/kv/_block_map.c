@@ -1,8 +1,8 @@
 /* The dict of a prefix index: from block hashes to the integers whose bits are their owners, in the order in which they came.
  *
  * As a dict of integers it would take an object for each hash and a call for each look-up. Here a hash is 8 bytes in an array, and
- * runs of blocks are noted and taken in one call: half the memory, and a fifth of the time. block_map.py says what each method does,
- * and does the same where this is not compiled.
+ * runs of blocks, which come from the workers as such arrays, are noted and taken in one call: half the memory, and a fifth of the
+ * time. block_map.py says what each method does, and does the same where this is not compiled.
  *
  * Clients can choose what blocks are called, by what they ask for, so where a name goes is decided by a factor that they don't know.
  */
@@ -143,27 +143,55 @@ static int are_bits(PyObject *one, PyObject *other) {
     return 0;
 }
 
-/* The hashes, read before anything changes; NULL with an error. */
-static uint64_t *read_hashes(PyObject *sequence, Py_ssize_t *count) {
-    PyObject *list = PyList_Check(sequence) ? Py_NewRef(sequence) : PySequence_List(sequence);
-    if (list == NULL) return NULL;
-    *count = PyList_Size(list);
-    uint64_t *hashes = PyMem_Malloc((size_t)*count * sizeof(uint64_t) + 1);
-    if (hashes == NULL) PyErr_NoMemory();
-    for (Py_ssize_t at = 0; hashes != NULL && at < *count; at++) {
-        if (hash_of(PyList_GetItem(list, at), hashes + at) < 0) {
-            PyMem_Free(hashes);
-            hashes = NULL;
-        }
+/* Hashes as they are in an array("Q"), or a copy of any other sequence's. */
+typedef struct {
+    const uint64_t *items;
+    Py_ssize_t count;
+    uint64_t *copy; /* NULL: they are in the view */
+    Py_buffer view;
+} Hashes;
+
+static void release(Hashes *hashes) {
+    if (hashes->copy == NULL) {
+        PyBuffer_Release(&hashes->view);
+    } else {
+        PyMem_Free(hashes->copy);
     }
-    Py_DECREF(list);
-    return hashes;
 }
 
-static int make_room_for(BlockMap *self, const uint64_t *hashes, Py_ssize_t count) {
-    size_t more = (size_t)count;
+static int copy_hashes(PyObject *sequence, Hashes *hashes) {
+    PyObject *list = PyList_Check(sequence) ? Py_NewRef(sequence) : PySequence_List(sequence);
+    if (list == NULL) return -1;
+    hashes->count = PyList_Size(list);
+    hashes->items = hashes->copy = PyMem_Malloc((size_t)hashes->count * sizeof(uint64_t) + 1);
+    int failed = hashes->copy == NULL;
+    if (failed) PyErr_NoMemory();
+    for (Py_ssize_t at = 0; !failed && at < hashes->count; at++) failed = hash_of(PyList_GetItem(list, at), hashes->copy + at) < 0;
+    Py_DECREF(list);
+    if (failed) PyMem_Free(hashes->copy);
+    return failed ? -1 : 0;
+}
+
+/* All are read before anything changes, and nothing changes them until they are released. */
+static int read_hashes(PyObject *sequence, Hashes *hashes) {
+    hashes->copy = NULL;
+    if (!PyObject_CheckBuffer(sequence)) return copy_hashes(sequence, hashes);
+    Py_buffer *view = &hashes->view;
+    if (PyObject_GetBuffer(sequence, view, PyBUF_RECORDS_RO) < 0) return -1;
+    if (view->ndim != 1 || view->format == NULL || strcmp(view->format, "Q") != 0 || view->strides[0] != sizeof(uint64_t) ||
+        (uintptr_t)view->buf % sizeof(uint64_t)) {
+        PyBuffer_Release(view);
+        return copy_hashes(sequence, hashes);
+    }
+    hashes->items = view->buf;
+    hashes->count = view->len / (Py_ssize_t)sizeof(uint64_t);
+    return 0;
+}
+
+static int make_room_for(BlockMap *self, const Hashes *hashes) {
+    size_t more = (size_t)hashes->count;
     if (self->room && self->used + more > self->room) { /* most of them may be there */
-        for (Py_ssize_t at = 0; at < count; at++) more -= self->places[place_of(self, hashes[at])] != NONE;
+        for (Py_ssize_t at = 0; at < hashes->count; at++) more -= self->places[place_of(self, hashes->items[at])] != NONE;
     }
     return make_room(self, more);
 }
@@ -206,13 +234,12 @@ static int add_one(BlockMap *self, uint64_t hash, Work *work) {
 static PyObject *block_map_add(BlockMap *self, PyObject *args) {
     Work work = {0};
     PyObject *run;
-    Py_ssize_t count;
+    Hashes hashes;
     if (!PyArg_ParseTuple(args, "OO:add", &work.bit, &run) || !are_bits(work.bit, NULL)) return NULL;
-    uint64_t *hashes = read_hashes(run, &count);
-    if (hashes == NULL) return NULL;
-    int failed = make_room_for(self, hashes, count) < 0;
-    for (Py_ssize_t at = 0; !failed && at < count; at++) failed = add_one(self, hashes[at], &work) < 0;
-    PyMem_Free(hashes);
+    if (read_hashes(run, &hashes) < 0) return NULL;
+    int failed = make_room_for(self, &hashes) < 0;
+    for (Py_ssize_t at = 0; !failed && at < hashes.count; at++) failed = add_one(self, hashes.items[at], &work) < 0;
+    release(&hashes);
     forget(&work.change);
     return failed ? NULL : PyLong_FromSsize_t(work.count);
 }
@@ -243,13 +270,12 @@ static int take_one(BlockMap *self, uint64_t hash, Work *work) {
 static PyObject *block_map_take(BlockMap *self, PyObject *args) {
     Work work = {0};
     PyObject *named;
-    Py_ssize_t count;
+    Hashes hashes;
     if (!PyArg_ParseTuple(args, "OOO:take", &work.bit, &named, &work.rest) || !are_bits(work.bit, work.rest)) return NULL;
-    uint64_t *hashes = read_hashes(named, &count);
-    if (hashes == NULL) return NULL;
+    if (read_hashes(named, &hashes) < 0) return NULL;
     int failed = 0;
-    for (Py_ssize_t at = 0; !failed && self->live && at < count; at++) failed = take_one(self, hashes[at], &work) < 0;
-    PyMem_Free(hashes);
+    for (Py_ssize_t at = 0; !failed && self->live && at < hashes.count; at++) failed = take_one(self, hashes.items[at], &work) < 0;
+    release(&hashes);
     forget(&work.change);
     return failed ? NULL : PyLong_FromSsize_t(work.count);
 }
@@ -339,8 +365,8 @@ static Py_ssize_t block_map_length(BlockMap *self) { return (Py_ssize_t)self->li
 static void block_map_dealloc(BlockMap *self) {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     empty(self);
-    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    release(self);
+    freefunc deallocate = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    deallocate(self);
     Py_DECREF(type);
 }
 
@@ -370,6 +396,33 @@ static PyType_Spec block_map_spec = {
     .slots = block_map_slots,
 };
 
+static PyObject *multiples(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *sequence;
+    unsigned long long of;
+    Hashes hashes;
+    if (!PyArg_ParseTuple(args, "OK:multiples", &sequence, &of)) return NULL;
+    if (of == 0) {
+        PyErr_SetString(PyExc_ZeroDivisionError, "multiples of 0");
+        return NULL;
+    }
+    if (read_hashes(sequence, &hashes) < 0) return NULL;
+    PyObject *list = PyList_New(0);
+    for (Py_ssize_t at = 0; list != NULL && at < hashes.count; at++) {
+        if (hashes.items[at] % of) continue;
+        PyObject *hash = PyLong_FromUnsignedLongLong(hashes.items[at]);
+        if (hash == NULL || PyList_Append(list, hash) < 0) Py_CLEAR(list);
+        Py_XDECREF(hash);
+    }
+    release(&hashes);
+    return list;
+}
+
+static PyMethodDef module_methods[] = {
+    {"multiples", multiples, METH_VARARGS, "multiples(hashes, of) -> those that can be divided"},
+    {NULL, NULL, 0, NULL},
+};
+
 static int module_exec(PyObject *module) {
     PyObject *type = PyType_FromModuleAndSpec(module, &block_map_spec, NULL);
     if (type == NULL) return -1;
@@ -384,6 +437,7 @@ static struct PyModuleDef module_definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "_block_map",
     .m_doc = "The dict of a prefix index.",
+    .m_methods = module_methods,
     .m_slots = module_slots,
 };
 

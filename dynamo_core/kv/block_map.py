@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, islice, repeat
 from typing import Protocol
 
-__all__ = ["BlockMap", "PythonBlockMap", "new_block_map"]
+__all__ = ["BlockMap", "PythonBlockMap", "multiples", "new_block_map", "python_multiples"]
 
 
 class BlockMap(Protocol):
-    """Hashes are taken modulo 2⁶⁴ where it is compiled. It keeps the very integers that it is given for owners: let a bit be one
-    object."""
+    """Hashes are taken modulo 2⁶⁴ where it is compiled, and those of an ``array("Q")`` are read there as they are. It keeps the
+    very integers that it is given for owners: let a bit be one object."""
 
     def __len__(self) -> int: ...
     def get(self, seq_hash: int, /) -> int:
@@ -98,9 +98,21 @@ class PythonBlockMap:
         self._where.clear()
 
 
-def new_block_map() -> BlockMap:
-    try:
-        from dynamo_core.kv import _block_map
-    except ImportError:  # the package was built without a compiler
+def python_multiples(hashes: Sequence[int], of: int, /) -> list[int]:
+    """Those that ``of`` divides: a sample that is the same wherever it is drawn."""
+    return [seq_hash for seq_hash in hashes if not seq_hash % of]
+
+
+try:
+    from dynamo_core.kv._block_map import BlockMap as _CompiledBlockMap
+    from dynamo_core.kv._block_map import multiples
+except ImportError:  # the package was built without a compiler
+    multiples = python_multiples
+
+    def new_block_map() -> BlockMap:
         return PythonBlockMap()
-    return _block_map.BlockMap(secrets.randbits(64))
+
+else:
+
+    def new_block_map() -> BlockMap:
+        return _CompiledBlockMap(secrets.randbits(64))

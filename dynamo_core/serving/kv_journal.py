@@ -79,15 +79,16 @@ class KvJournal:
         return self._next
 
     def publish(self, events: Sequence[KvEvent], dp_rank: int = 0) -> None:
-        """Never blocks."""
+        """Never blocks. Raises :class:`OverflowError`, and tells nothing, for a hash that has no place in 64 bits."""
         number = self._next.get(dp_rank, 0)
+        payload = encode_kv_batch(KvBatch(self._worker_id, number, tuple(events), dp_rank))
         self._next[dp_rank] = number + 1
         mirror = self._mirrors.get(dp_rank)
         if mirror is None:
             mirror = self._mirrors[dp_rank] = KvMirror()
         for event in events:
             mirror.apply(event)
-        self._send(KV_TOPIC, encode_kv_batch(KvBatch(self._worker_id, number, tuple(events), dp_rank)))
+        self._send(KV_TOPIC, payload)
 
     def state(self) -> Iterator[KvBatch]:
         """Take it within one turn of the loop, so that it is of one moment."""

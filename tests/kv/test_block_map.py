@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamo_core.kv.block_map import BlockMap, PythonBlockMap, new_block_map
+from dynamo_core.kv.block_map import BlockMap, PythonBlockMap, multiples, new_block_map, python_multiples
 
 _block_map: Any = pytest.importorskip("dynamo_core.kv._block_map", reason="built without a compiler")
 FACTOR = 1
@@ -52,10 +53,11 @@ def do(blocks: BlockMap, what: str, owner: int, given: Any) -> Any:
 @settings(max_examples=400, deadline=None)
 @given(steps)
 def test_they_agree(story: list[tuple[str, int, Any]]) -> None:
-    compiled, python = _block_map.BlockMap(FACTOR), PythonBlockMap()
+    compiled, python, packed = _block_map.BlockMap(FACTOR), PythonBlockMap(), _block_map.BlockMap(FACTOR)
     for what, owner, given_ in story:
-        assert do(compiled, what, owner, given_) == do(python, what, owner, given_)
-        assert everything(compiled) == everything(python)
+        as_it_comes = given_ if isinstance(given_, int) else array("Q", given_)
+        assert do(compiled, what, owner, given_) == do(python, what, owner, given_) == do(packed, what, owner, as_it_comes)
+        assert everything(compiled) == everything(python) == everything(packed)
 
 
 def test_names_that_differ_in_their_upper_bits_only_do_not_meet() -> None:
@@ -119,6 +121,7 @@ def test_they_agree_while_caches_fill_and_empty() -> None:
 
 def test_the_compiled_one_is_used() -> None:
     assert isinstance(new_block_map(), _block_map.BlockMap)
+    assert multiples is _block_map.multiples
 
 
 def test_runs_may_be_any_sequence() -> None:
@@ -126,6 +129,41 @@ def test_runs_may_be_any_sequence() -> None:
     assert (blocks.add(1, (1, 2)), blocks.add(1, range(2, 4)), blocks.add(1, [True])) == (2, 1, 0)
     assert (blocks.take(1, range(9), 0), len(blocks)) == (3, 0)
     assert (blocks.get(1), blocks.take(1, [1], 0), blocks.hashes()) == (0, 0, [])
+    for other in (b"\1\2", array("B", [1, 2]), array("I", [1, 2]), memoryview(array("Q", [1, 9, 2, 9]))[::2]):
+        assert (blocks.add(1, other), blocks.hashes()) == (2, [1, 2])
+        blocks.clear()
+    shifted = memoryview(b"." + array("Q", [1, 2]).tobytes())[1:].cast("Q")
+    assert (blocks.add(1, shifted), blocks.hashes()) == (2, [1, 2])
+    blocks.clear()
+    square = memoryview(array("Q", [1, 2, 3, 4])).cast("B").cast("Q", (2, 2))
+    with pytest.raises(NotImplementedError):
+        blocks.add(1, square)
+    assert len(blocks) == 0
+
+
+def test_an_array_may_change_again_afterwards() -> None:
+    blocks, hashes = _block_map.BlockMap(FACTOR), array("Q", [8, 9])
+    for use in (lambda: blocks.add(1, hashes), lambda: blocks.take(1, hashes, 0), lambda: multiples(hashes, 8)):
+        use()
+        hashes.append(16)  # a BufferError while it is lent
+    with pytest.raises(TypeError):
+        blocks.add("", hashes)
+    hashes.append(24)
+    assert multiples(hashes, 8) == [8, 16, 16, 16, 24]
+
+
+@given(names, st.integers(1, 2**64 - 1))
+def test_multiples_are_the_same(hashes: list[int], of: int) -> None:
+    for divisor in (of, 8, 1):
+        assert multiples(hashes, divisor) == multiples(array("Q", hashes), divisor) == python_multiples(hashes, divisor)
+
+
+@pytest.mark.parametrize("given_", [((1, "x"), 8), ((1,), "8"), (1, 8), ((1,),)])
+def test_multiples_of_anything_else_are_a_type_error(given_: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError):
+        _block_map.multiples(*given_)
+    with pytest.raises(ZeroDivisionError):
+        _block_map.multiples((1,), 0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from dynamo_core.plugins import activate
 from dynamo_core.serving.manager import ModelManager
 from dynamo_core.serving.output import GenerationRequest
 from dynamo_core.serving.record import RequestRecord
+from dynamo_core.serving.wire import decode_kv_batch
 from dynamo_core.testing import InprocCluster
 
 PATH = "dynamo.backend.generate"
@@ -220,7 +222,7 @@ async def test_kv_events_and_load_route_requests(stage: Stage) -> None:
 async def test_a_publisher_translates_hashes_of_any_kind(cluster: InprocCluster) -> None:
     runtime = await cluster.runtime()
     told: list[Any] = []
-    runtime.event_plane.publish = lambda topic, payload: told.append(msgspec.msgpack.decode(payload))  # type: ignore[method-assign]
+    runtime.event_plane.publish = lambda topic, payload: told.append(decode_kv_batch(payload))  # type: ignore[method-assign]
     publisher = KvEventPublisher(runtime.endpoint(PATH), kv_block_size=2, dp_rank=1)
     first, second = sequence_hashes([1, 2, 3, 4], 2)
     publisher.publish_stored([1, 2], [2], [-77])
@@ -228,9 +230,9 @@ async def test_a_publisher_translates_hashes_of_any_kind(cluster: InprocCluster)
     publisher.publish_stored([9], [1], [-80])  # nothing complete
     publisher.publish_removed([-78, -99])
     publisher.publish_cleared()
-    assert [(seq, rank) for _, seq, _, rank in told] == [(number, 1) for number in range(4)]
-    events = [msgspec.convert(batch[2], list[KvStored | KvRemoved | KvCleared]) for batch in told]
-    assert events == [[KvStored((first,))], [KvStored((second,))], [KvRemoved((second,))], [KvCleared()]]
+    assert [(batch.seq, batch.dp_rank) for batch in told] == [(number, 1) for number in range(4)]
+    one, two = array("Q", [first]), array("Q", [second])
+    assert [batch.events for batch in told] == [(KvStored(one),), (KvStored(two),), (KvRemoved(two),), (KvCleared(),)]
     with pytest.raises(ConfigError, match="kv_block_size"):
         KvEventPublisher(runtime.endpoint(PATH))
 

@@ -6,14 +6,13 @@ import asyncio
 import inspect
 from typing import Any
 
-import msgspec
 import pytest
 
-from dynamo_core.contracts import KvRemoved, KvStored
+from dynamo_core.contracts import KvCleared, KvRemoved, KvStored
 from dynamo_core.errors import ConfigError, InvalidRequest
 from dynamo_core.kv import sequence_hashes
 from dynamo_core.llm import KvEventPublisher, WorkerMetricsPublisher
-from dynamo_core.serving.wire import LOAD_TOPIC, decode_load
+from dynamo_core.serving.wire import LOAD_TOPIC, decode_kv_batch, decode_load
 from dynamo_core.testing import InprocCluster
 
 PATH = "dynamo.backend.generate"
@@ -29,7 +28,11 @@ class Heard:
         self.publisher = KvEventPublisher(runtime.endpoint(PATH), kv_block_size=2, **options)
 
     def _hear(self, _: str, payload: bytes) -> None:
-        self.batches.append(msgspec.convert(msgspec.msgpack.decode(payload)[2], list[KvStored | KvRemoved]))
+        batch = decode_kv_batch(payload)
+        assert batch is not None
+        self.batches.append(
+            [type(event)(tuple(event.seq_hashes), event.tier) for event in batch.events if not isinstance(event, KvCleared)]
+        )
 
     def last(self) -> list[Any]:
         return self.batches[-1]

@@ -14,6 +14,8 @@ from dynamo_core.contracts import (
     EngineLoad,
     EngineRequest,
     KvBatch,
+    KvCleared,
+    KvRemoved,
     KvStored,
     ModelCard,
     SamplingParams,
@@ -112,13 +114,23 @@ def test_what_is_no_request_is_a_protocol_error(item: object) -> None:
 
 
 def test_events_survive_and_garbage_is_none() -> None:
-    batch = KvBatch(2**52, 3, (KvStored((2**64 - 1, 1)),), 1)
-    assert decode_kv_batch(encode_event(batch)) == batch
+    hashes = array("Q", [2**64 - 1, 1])
+    batch = KvBatch(2**52, 3, (KvCleared(), KvStored(hashes), KvStored((5,), "host"), KvRemoved(range(2, 4))), 1)
+    events = (KvCleared(), KvStored(hashes), KvStored(array("Q", [5]), "host"), KvRemoved(array("Q", [2, 3])))
+    assert decode_kv_batch(encode_event(batch)) == KvBatch(2**52, 3, events, 1)
+    assert b"\xff" * 8 + b"\1" + 7 * b"\0" in encode_event(batch)
     reading = LoadReading(5, EngineLoad(running=2, waiting=1))
     assert decode_load(encode_event(reading)) == reading
-    for garbage in (b"", b"\xc1", b"\x93\x01\x02\x03"):
+    half = msgspec.msgpack.encode([1, 2, [["s", b"1234567"]]])
+    for garbage in (b"", b"\xc1", b"\x93\x01\x02\x03", half):
         assert decode_kv_batch(garbage) is None
         assert decode_load(garbage) is None
+
+
+@pytest.mark.parametrize("seq_hash", [-1, 2**64])
+def test_a_hash_has_64_bits(seq_hash: int) -> None:
+    with pytest.raises(OverflowError):
+        encode_event(KvBatch(1, 0, (KvStored((1, seq_hash)),)))
 
 
 def test_a_card_survives_and_garbage_is_none() -> None:

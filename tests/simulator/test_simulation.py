@@ -84,7 +84,7 @@ def test_the_router_hears_of_load_and_blocks_in_the_order_of_a_frontend(trace: M
     assert simulated.end_ms == pytest.approx(end)
     stored = [event for batch in routers[0].batches for event in batch.events]
     assert all(isinstance(event, KvStored) for event in stored)
-    assert stored[0].seq_hashes == tuple(sequence_hashes(made.token_ids(made.requests[0]), 10))
+    assert list(stored[0].seq_hashes) == list(sequence_hashes(made.token_ids(made.requests[0]), 10))
 
 
 def test_kv_events_come_late_when_told_to(trace: Make, scripted: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dynamo_core.kv import PromptHashes
+from dynamo_core.kv import PromptHashes, multiples
 
 __all__ = ["Scarcity"]
 
@@ -35,7 +35,7 @@ class Scarcity:
         self._gone = _PRIOR
 
     def evicted(self, seq_hashes: Sequence[int]) -> None:
-        self._young.update([seq_hash for seq_hash in seq_hashes if not seq_hash % _SAMPLE])
+        self._young.update(multiples(seq_hashes, _SAMPLE))
         if len(self._young) > _LIMIT // _SAMPLE // 2:
             self._old, self._young = self._young, set()
 
