@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -35,7 +36,8 @@ def this_python(method: str) -> str:
 def count(method: str, extra: Mapping[str, float]) -> Counts:
     """Instructions a unit. Raises NotCounted and ServerMissing."""
     command = [sys.executable, "-m", "benchmarks.instructions.paths", method, json.dumps(extra)]
-    settled = {"PYTHONHASHSEED": "0", "PYTHONPATH": str(Path(__file__).parents[2]), "DYN_LOG": "info"}
+    paths = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))
+    settled = {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, paths)), "DYN_LOG": "info"}
     if method == "callgrind":
         return callgrind(find_server("valgrind"), command, settled)
     counts: Counts = json.loads(printed(command, settled))

@@ -12,6 +12,7 @@ from dynamo_core.http.admin import Health, Peers, busy_routes, health_routes, me
 from dynamo_core.http.body import LeanRequest
 from dynamo_core.http.errors import exception_handlers
 from dynamo_core.http.exchange import ExchangeLayer, remember_error
+from dynamo_core.http.fast_path import FastPath, raise_failure
 from dynamo_core.http.gate import Preparer, gate
 from dynamo_core.http.observe import AccessLog, FrontendMetrics
 from dynamo_core.http.openai import (
@@ -45,7 +46,8 @@ def create_app(
     """Everything that a frontend serves, with the plugins' routes, middleware, guards and exception handlers.
 
     ``direct``: the server is uvicorn, whose ``send`` and ``receive`` may be stepped by hand, so that streams are written from
-    the callback that has the token. Middleware of a plugin wants to see what is sent: with any, streams go through it instead.
+    the callback that has the token. Middleware of a plugin wants to see what is sent: with any, streams go through it instead. A
+    request that meets no middleware or guards of plugins takes the fast path.
     ``peers`` makes ``/metrics`` the sum over several frontends.
     """
     specs = tuple(compiled.http)
@@ -53,11 +55,12 @@ def create_app(
     service = OpenAiService(manager, metrics, Preparer.of(compiled))
     defaults = read_request_template(settings.request_template)
     admission = gate(compiled)
-    middleware: list[Any] = [] if admission is None else [admission]
+    generating = (chat_route(service, defaults), completions_route(service, defaults))
+    fast = not any(spec.middleware or spec.guards for spec in specs)
+    middleware = [item for item in (raise_failure if fast else None, admission) if item is not None]
     app = Litestar(
         route_handlers=[
-            chat_route(service, defaults),
-            completions_route(service, defaults),
+            *generating,
             *model_routes(manager),
             *health_routes(health or Health(manager)),
             metrics_route(metrics, manager, peers),
@@ -77,7 +80,7 @@ def create_app(
     )
     finished = metrics.start_plugins(compiled)  # last, so that nothing is registered for an application that cannot be made
     app.asgi_handler = ExchangeLayer(
-        app.asgi_handler,
+        FastPath(app.asgi_handler, generating, body_limit, admission) if fast else app.asgi_handler,
         endpoints=_ENDPOINTS,
         observer=finished,
         finished=AccessLog() if settings.access_log else None,

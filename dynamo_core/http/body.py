@@ -8,22 +8,27 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import msgspec
-from litestar.connection import ASGIConnection, Request
+from litestar.connection import Request
 from litestar.dto import AbstractDTO
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
+from litestar.types import Receive, Scope
 
-from dynamo_core.errors import InvalidRequest
+from dynamo_core.errors import Cancelled, InvalidRequest
 
 if TYPE_CHECKING:
     from litestar.openapi.spec import Reference, Schema
 
-__all__ = ["JsonBody", "LeanRequest", "json_body"]
+__all__ = ["CLIENT_CLOSED", "MISSING_BODY", "JsonBody", "LeanRequest", "json_body", "read_body"]
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+CLIENT_CLOSED = "The client closed the request."
+MISSING_BODY = "The request body is missing; send a JSON object."
 
 _WHERE = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.+)`")
@@ -49,10 +54,7 @@ class LeanRequest(Request[Any, Any, Any]):
 
     @property
     def content_length(self) -> int | None:
-        for name, value in self.scope["headers"]:
-            if name == b"content-length":
-                return int(value) if value.isdigit() else None
-        return None
+        return _content_length(self.scope)
 
 
 class JsonBody(AbstractDTO[T]):
@@ -65,9 +67,14 @@ class JsonBody(AbstractDTO[T]):
     decoder: ClassVar[msgspec.json.Decoder[Any]]
 
     def decode_bytes(self, value: bytes) -> Any:
-        body = _decode(self.decoder, value)
+        return self.decode(value, self.asgi_connection.scope["path"])
+
+    @classmethod
+    def decode(cls, value: bytes, path: str) -> Any:
+        """``path`` is for the log. Raises :class:`~dynamo_core.errors.InvalidRequest`."""
+        body = _decode(cls.decoder, value)
         if _log.isEnabledFor(logging.DEBUG):
-            _log_unknown_fields(self.asgi_connection, value, self.decoder.type)
+            _log_unknown_fields(path, value, cls.decoder.type)
         return body
 
     def decode_builtins(self, value: dict[str, Any]) -> Any:
@@ -99,6 +106,33 @@ def json_body(model: type[T]) -> type[JsonBody[T]]:
     """The ``dto`` of a handler whose ``data`` is of this Struct type."""
     attributes = {"decoder": msgspec.json.Decoder(model), "model_type": model}
     return type(f"JsonBody[{model.__name__}]", (JsonBody,), attributes)
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """What Litestar's ``Request.body`` reads, with the same errors."""
+    event: Any = await receive()
+    if event["type"] == "http.request" and not event.get("more_body") and 0 < len(event["body"]) <= limit:
+        return cast("bytes", event["body"])  # nearly all come at once
+    if (_content_length(scope) or 0) > limit:
+        raise RequestEntityTooLarge
+    body = bytearray()
+    while event["type"] == "http.request":
+        body += event.get("body", b"")
+        if len(body) > limit:
+            raise RequestEntityTooLarge
+        if not event.get("more_body"):
+            if not body:
+                raise InvalidRequest(MISSING_BODY, code="invalid_body")
+            return bytes(body)
+        event = await receive()
+    raise Cancelled(CLIENT_CLOSED)
+
+
+def _content_length(scope: Scope) -> int | None:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else None
+    return None
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], value: bytes) -> Any:
@@ -155,8 +189,8 @@ def _bound(bounds: re.Match[str]) -> str:
     return f"be {_BOUNDS[bounds['op']]} {limit}"
 
 
-def _log_unknown_fields(connection: ASGIConnection[Any, Any, Any, Any], value: bytes, model: Any) -> None:
+def _log_unknown_fields(path: str, value: bytes, model: Any) -> None:
     known = {field.encode_name for field in msgspec.structs.fields(model)}
     unknown = [name for name in msgspec.json.decode(value) if name not in known]
     if unknown:
-        _log.debug("%s ignores unknown fields: %s", connection.scope["path"], ", ".join(unknown))
+        _log.debug("%s ignores unknown fields: %s", path, ", ".join(unknown))

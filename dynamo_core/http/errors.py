@@ -33,6 +33,7 @@ from dynamo_core.errors import (
     ServiceUnavailable,
     Unauthenticated,
 )
+from dynamo_core.http.body import CLIENT_CLOSED, MISSING_BODY
 
 __all__ = ["ErrorBody", "ErrorDetail", "client_gone", "envelope", "error_body", "exception_handlers"]
 
@@ -111,7 +112,7 @@ def _dynamo_response(request: AnyRequest, error: DynamoError) -> Response[bytes]
 def _framework_response(request: AnyRequest, error: HTTPException, body_limit: int) -> Response[bytes]:
     status = error.status_code
     if client_gone(error):
-        return _dynamo_response(request, Cancelled("The client closed the request."))
+        return _dynamo_response(request, Cancelled(CLIENT_CLOSED))
     if isinstance(error, LitestarTooLarge):
         limit = f"The request body is larger than this server takes ({body_limit / 2**20:.3g} MiB)."
         return _dynamo_response(request, PayloadTooLarge(limit))
@@ -132,7 +133,7 @@ def _framework_words(request: AnyRequest, error: HTTPException) -> tuple[str, st
         return f"There is no route {method} {path}; /docs lists those that there are.", "route_not_found"
     if isinstance(error, ValidationException):
         if request.scope["method"] == "POST" and not error.extra:
-            return "The request body is missing; send a JSON object.", "invalid_body"
+            return MISSING_BODY, "invalid_body"
         return _invalid_arguments(error), "invalid_value"
     try:
         phrase = HTTPStatus(error.status_code).phrase
@@ -145,7 +146,7 @@ def _invalid_arguments(error: ValidationException) -> str:
     items = error.extra if isinstance(error.extra, list) else []
     names = [str(item["key"]) for item in items if isinstance(item, dict) and "key" in item]
     if "data" in names or not names:
-        return "The request body is missing; send a JSON object."
+        return MISSING_BODY
     return f"These parameters have values that do not fit: {', '.join(names)}."
 
 

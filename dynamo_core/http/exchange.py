@@ -29,8 +29,8 @@ class Exchange:
     """Made for each HTTP request; found in the scope's state."""
 
     __slots__ = (
-        "_headers", "arrival", "direct", "error", "id", "model", "patient", "principal", "receive", "record", "scope", "send",
-        "status",
+        "_headers", "arrival", "direct", "error", "failure", "id", "model", "patient", "principal", "receive", "record", "scope",
+        "send", "status",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, direct: bool, patient: bool = False) -> None:
@@ -47,6 +47,8 @@ class Exchange:
         """Of the response; 0 until it starts."""
         self.record: RequestRecord | None = None
         self.error: BaseException | None = None
+        self.failure: Exception | None = None
+        """What the fast path met and Litestar shall answer for."""
         self.principal: Principal | None = None
         self.model: str | None = None
         """The name of the model that takes this request, whatever the client called it; ``None`` before it is known."""

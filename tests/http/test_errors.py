@@ -1,13 +1,16 @@
-"""OpenAI's error envelope, for every cause."""
+"""OpenAI's error envelope, for every cause, on the fast path and on Litestar's own."""
 
 from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from typing import Any
 
 import openai
 import pytest
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
 
 from dynamo_core.errors import (
     DeadlineExceeded,
@@ -18,9 +21,25 @@ from dynamo_core.errors import (
     RateLimited,
     ServiceUnavailable,
 )
+from dynamo_core.specs import HttpSpec
 
 FOREIGN = re.compile(r"Expected|got `|\$\.|msgspec|\bStruct\b|Validation failed|Object missing|malformed", re.IGNORECASE)
 """Words of msgspec and Litestar."""
+
+
+def allow(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """A guard: with one there is no fast path."""
+
+
+@pytest.fixture(params=[(), (HttpSpec(name="guarded", guards=[allow]),)], ids=["fast", "litestar"])
+def either(serve: Any, request: pytest.FixtureRequest) -> Any:
+    """``serve``, one way and the other."""
+    return partial(serve, compiled={"http": request.param})
+
+
+@pytest.fixture
+async def running(either: Any) -> Any:
+    return await either()
 
 
 def check(answer: Any, status: int, param: str | None = None, code: str | None = None) -> str:
@@ -143,8 +162,8 @@ async def test_routes_that_are_not_there(running: Any) -> None:
     assert "POST" in answer.headers["allow"]
 
 
-async def test_a_body_over_the_limit_is_a_413_and_the_server_goes_on(serve: Any) -> None:
-    running = await serve(http_body_limit_mb=0.001)
+async def test_a_body_over_the_limit_is_a_413_and_the_server_goes_on(either: Any) -> None:
+    running = await either(http_body_limit_mb=0.001)
     running.model.script = lambda played: played.say("x")
     message = check(await running.complete(prompt="x" * 2000), 413, None, "request_too_large")
     assert "0.001 MiB" in message
