@@ -64,20 +64,24 @@ typedef struct {
     size_t gap_count, gap_room;
 } Found;
 
-#define LOW_BYTES(count) (((uint64_t)1 << (8 * (count))) - 1) /* of 0 to 7 */
+#define ONES 0x0101010101010101ULL
+#define HIGH_BITS 0x8080808080808080ULL
 
+static const unsigned char WINDOW_OF_ONES[64] = {
+    255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255,
+    255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, /* and 32 zeros */
+};
+
+/* Words differ in length from one to the next, so nothing here branches on it. */
 static inline Key keyed(const char *word, Py_ssize_t length, const char *end) {
     Key key = {{0, 0, 0, 0}};
     if (end - word < 32) {
         memcpy(&key, word, (size_t)length);
-    } else if (length < 16) { /* loads and masks are faster than a copy of any length */
-        memcpy(&key, word, 16);
-        key.parts[0] &= length < 8 ? LOW_BYTES(length) : UINT64_MAX;
-        key.parts[1] &= length < 8 ? 0 : LOW_BYTES(length - 8);
     } else {
-        memcpy(&key, word, 32);
-        key.parts[2] &= length < 24 ? LOW_BYTES(length - 16) : UINT64_MAX;
-        key.parts[3] &= length < 24 ? 0 : LOW_BYTES(length - 24);
+        Key first;
+        memcpy(&key, word, sizeof key);
+        memcpy(&first, WINDOW_OF_ONES + 32 - length, sizeof first);
+        for (int part = 0; part < 4; part++) key.parts[part] &= first.parts[part];
     }
     key.parts[3] |= (uint64_t)length << 56;
     return key;
@@ -131,7 +135,18 @@ static int add_gap(Found *found, const char *text, Py_ssize_t length) {
 
 /* Where the word ends that begins at start. Its first byte may be the space of the cut before. */
 static inline const char *next_cut(const WordCache *self, const char *start, const char *end) {
-    for (const char *at = start + 1; at < end; at++) {
+    const char *at = start + 1;
+    for (; end - at >= 8; at += 8) {
+        uint64_t part;
+        memcpy(&part, at, 8);
+        uint64_t other = part ^ (' ' * ONES); /* its zeros are spaces; these have their high bit set in what follows */
+        uint64_t spaces = ~(((other & ~HIGH_BITS) + ~HIGH_BITS) | other) & HIGH_BITS;
+        for (; spaces; spaces &= spaces - 1) {
+            const char *space = at + (__builtin_ctzll(spaces) >> 3);
+            if (self->after[(unsigned char)space[-1]]) return space;
+        }
+    }
+    for (; at < end; at++) {
         if (*at == ' ' && self->after[(unsigned char)at[-1]]) return at;
     }
     return end;
@@ -193,7 +208,7 @@ static int is_ascii(const char *text, Py_ssize_t length) {
         high |= part;
     }
     for (; length > 0; text++, length--) high |= (uint64_t)(unsigned char)*text << 56;
-    return (high & 0x8080808080808080ULL) == 0;
+    return (high & HIGH_BITS) == 0;
 }
 
 /* Whether the lengths of tokens are those of the text: no character of several bytes where these may be normalized, and nowhere the
@@ -307,7 +322,15 @@ static PyObject *assembled(WordCache *self, const char *text, const Found *found
     return result;
 }
 
-static PyObject *word_cache_encode(WordCache *self, PyObject *argument) {
+/* Bytes of a text that the encoder is to be asked for. */
+static Py_ssize_t missing(const Found *found) {
+    Py_ssize_t bytes = 0;
+    for (size_t at = 0; at < found->gap_count; at++) bytes += found->gaps[at].length;
+    return bytes;
+}
+
+/* None if the encoder would have to be asked for more bytes than most. */
+static PyObject *encode_within(WordCache *self, PyObject *argument, Py_ssize_t most) {
     Py_ssize_t length;
     const char *text = PyUnicode_AsUTF8AndSize(argument, &length); /* the string's own, so it lives as long */
     if (text == NULL) return NULL;
@@ -317,6 +340,10 @@ static PyObject *word_cache_encode(WordCache *self, PyObject *argument) {
     found.ids = PyMem_Malloc(((size_t)length / 2 + 2) * sizeof(uint32_t[MOST_IDS]));
     if (found.ids == NULL || look_through(self, text, length, &found) < 0) {
         PyErr_NoMemory();
+        goto end;
+    }
+    if (missing(&found) > most) {
+        result = Py_NewRef(Py_None);
         goto end;
     }
     if (found.gap_count) {
@@ -339,6 +366,15 @@ end:
     PyMem_Free(found.ids);
     PyMem_Free(found.gaps);
     return result;
+}
+
+static PyObject *word_cache_encode(WordCache *self, PyObject *text) { return encode_within(self, text, PY_SSIZE_T_MAX); }
+
+static PyObject *word_cache_recall(WordCache *self, PyObject *args) {
+    PyObject *text;
+    Py_ssize_t most;
+    if (!PyArg_ParseTuple(args, "On:recall", &text, &most)) return NULL;
+    return encode_within(self, text, most);
 }
 
 static PyObject *word_cache_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -405,6 +441,7 @@ static PyObject *word_cache_misses(WordCache *self, void *unused) { (void)unused
 
 static PyMethodDef word_cache_methods[] = {
     {"encode", (PyCFunction)word_cache_encode, METH_O, "encode(text) -> the ids of the text, 4 bytes each in the machine's order"},
+    {"recall", (PyCFunction)word_cache_recall, METH_VARARGS, "recall(text, most) -> the same, or None where more bytes are unseen"},
     {NULL, NULL, 0, NULL},
 };
 

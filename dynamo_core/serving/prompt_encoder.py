@@ -27,6 +27,11 @@ _LARGEST = 8
 _THREADS = 4
 """At most; each keeps some MB of what it saw. One encodes millions of tokens a second."""
 
+_RECALLED = 200_000
+"""Characters that are looked for among the words seen before without leaving the event loop: 0.6 ms."""
+_UNSEEN = 8192
+"""Bytes of those that may be new. They take 0.1 ms, and 1.7 ms where somebody writes words to be slow."""
+
 Key = str | tuple[str]
 """A piece, or in a tuple a whole text with what the tokenizer adds at its ends."""
 
@@ -74,16 +79,17 @@ class PromptEncoder:
     async def encode_all(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> tuple[array[int], ...]:
         """As :meth:`encode`; in a thread if what is not known would hold the event loop up for long."""
         prompts = [self._look_up(text, add_special_tokens) for text in texts]
-        if sum(prompt.missing_length for prompt in prompts) > self._tokenizer.loop_characters:
+        missing = sum(prompt.missing_length for prompt in prompts)
+        if missing <= self._tokenizer.loop_characters:
+            for prompt in prompts:
+                self._encode(prompt)
+        elif missing > _RECALLED or len(prompts) > 1 or not self._recall(prompts[0]):
             pack = self._tokenizer.pack_all
             encoded = await asyncio.get_running_loop().run_in_executor(
                 self._threads, lambda: [pack(prompt.missing, prompt.special) for prompt in prompts]
             )
             for prompt, learnt in zip(prompts, encoded, strict=True):
                 self._learn(prompt, learnt)
-        else:
-            for prompt in prompts:
-                self._encode(prompt)
         return tuple(prompt.ids() for prompt in prompts)
 
     def _look_up(self, text: str, add_special_tokens: bool) -> _Prompt:
@@ -110,6 +116,20 @@ class PromptEncoder:
     def _encode(self, prompt: _Prompt) -> None:
         if prompt.missing:
             self._learn(prompt, [self._tokenizer.pack(piece, prompt.special) for piece in prompt.missing])
+
+    def _recall(self, prompt: _Prompt) -> bool:
+        """Encode it if nearly all its words were seen before."""
+        if prompt.special:
+            return False
+        recall, most = self._tokenizer.recall, _UNSEEN // len(prompt.missing)
+        learnt: list[array[int]] = []
+        for piece in prompt.missing:
+            ids = recall(piece, most)
+            if ids is None:
+                return False
+            learnt.append(ids)
+        self._learn(prompt, learnt)
+        return True
 
     def _learn(self, prompt: _Prompt, learnt: Iterable[array[int]]) -> None:
         found = prompt.found

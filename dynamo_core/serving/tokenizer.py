@@ -48,6 +48,8 @@ class _Encode(NamedTuple):
     batch: Callable[[Sequence[str], bool], list[array[int]]]
     each: Callable[[list[str]], list[bytes]]
     """Without special tokens, 4 bytes an id. For short texts."""
+    recall: Callable[[str, int], array[int] | None] = lambda _text, _most: None
+    """See :meth:`Tokenizer.recall`."""
 
 
 class _Untried(NamedTuple):
@@ -63,8 +65,8 @@ class Tokenizer:
     """One model's tokenizer. ``encode`` may be called from any thread, the rest from the event loop's."""
 
     __slots__ = (
-        "_batch", "_one", "_untried", "_vocabulary", "added_tokens", "backend", "frame", "loop_characters", "token_id",
-        "vocab_size",
+        "_batch", "_one", "_untried", "_vocabulary", "added_tokens", "backend", "frame", "loop_characters", "recall",
+        "token_id", "vocab_size",
     )  # fmt: skip
 
     def __init__(self, untried: _Untried, vocabulary: Vocabulary, added_tokens: Sequence[AddedToken]) -> None:
@@ -81,6 +83,9 @@ class Tokenizer:
         """Whatever encodes at this moment does so with the one before: both give the same ids."""
         self.backend = backend
         self._one, self._batch = encode.one, encode.batch
+        self.recall = encode.recall
+        """``(text, most)``: the ids without special tokens, from the words seen before. ``None`` where more than ``most`` bytes
+        were not, and where there is no table of words. 3 µs for 1,000 characters, and up to 200 for 1,000 bytes not seen."""
         self.loop_characters = _characters_a_millisecond(self._one)
         """Text that is longer takes more than about a millisecond to encode here: better in a thread."""
         self.token_id: Callable[[str], int | None] = encoder.token_to_id
@@ -136,7 +141,7 @@ class Tokenizer:
             raise InvalidRequest("the text holds half of a surrogate pair, which is no character", param="messages") from error
 
     def pack_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[array[int]]:
-        """As :meth:`pack`, and other threads run meanwhile, but for the lookup of words: 3 ms for 1 MB."""
+        """As :meth:`pack`, and other threads run meanwhile, but for the lookup of words: 2 ms for 1 MB."""
         try:
             return self._batch(texts, add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
@@ -260,13 +265,21 @@ def _by_words(encode: _Encode, reference: tokenizers.Tokenizer, header: Tokenize
     cuts = word_cuts(reference, header, plain)
     if cuts is None:
         return encode
-    words = WordCache(encode.each, CONTEXT, len(plain(CONTEXT, False)), *cuts, _WORDS).encode
+    words = WordCache(encode.each, CONTEXT, len(plain(CONTEXT, False)), *cuts, _WORDS)
 
     def one(text: str, special: bool) -> array[int]:
         if special:  # what is added may depend on the whole
             return plain(text, True)
         ids = array("I")
-        ids.frombytes(words(text))
+        ids.frombytes(words.encode(text))
+        return ids
+
+    def recall(text: str, most: int) -> array[int] | None:
+        found = words.recall(text, most)
+        if found is None:
+            return None
+        ids = array("I")
+        ids.frombytes(found)
         return ids
 
     def batch(texts: Sequence[str], special: bool) -> list[array[int]]:
@@ -276,7 +289,7 @@ def _by_words(encode: _Encode, reference: tokenizers.Tokenizer, header: Tokenize
         if (difference := probe.difference(one)) is not None:
             _log.warning("words are encoded anew each time: remembered, they give %s", difference)
             return encode
-    return _Encode(one, batch, encode.each)
+    return _Encode(one, batch, encode.each, recall)
 
 
 def _packed(token_ids: list[int]) -> array[int]:

@@ -112,6 +112,7 @@ class PlayedModel:
             pack_all=lambda texts, special=True: [pack(text, special) for text in texts],
             frame=((1,), ()),
             loop_characters=10_000,
+            recall=lambda text, most: None,
         )
         self.prompt_encoder = PromptEncoder(self.tokenizer)
         self.rendered: list[dict[str, Any]] = []

@@ -6,6 +6,7 @@ import asyncio
 import json
 from array import array
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,7 @@ class Watched:
         self.loop_characters = loop_characters
         self.frame = tokenizer.frame
         self.pack = tokenizer.pack
+        self.recall = tokenizer.recall
         self.turns = 0
         self.turns_meanwhile: list[int] = []
 
@@ -209,3 +211,22 @@ async def test_a_short_prompt_stays_on_the_loop(model_path: ModelPath) -> None:
     (found,) = await PromptEncoder(watched).encode_all(("the quick brown fox",))
     assert found.tolist() == reference.encode("the quick brown fox").ids
     assert watched.turns_meanwhile == []
+
+
+@pytest.mark.skipif(find_spec("dynamo_core.serving._word_cache") is None, reason="built without a compiler")
+async def test_a_long_prompt_of_known_words_stays_on_the_loop(model_path: ModelPath) -> None:
+    tokenizer, reference = load(model_path("gemma"))
+    watched: Any = Watched(tokenizer, loop_characters=1000)
+    encoder = PromptEncoder(watched, limit=0)
+    new = " ".join(f"thing{number}" for number in range(2000))
+    known = "the quick brown fox " * 500
+    await encoder.encode_all((known,), add_special_tokens=False)
+    watched.turns_meanwhile.clear()
+    for text, threads in ((known, 0), (known + new[:300], 0), (known + new, 1), (known * 40, 1)):
+        for special in (False, True):
+            (found,) = await encoder.encode_all((text,), add_special_tokens=special)
+            assert found.tolist() == reference.encode(text, add_special_tokens=special).ids
+            assert len(watched.turns_meanwhile) == threads, text[-20:]
+            watched.turns_meanwhile.clear()
+    await encoder.encode_all((known, known), add_special_tokens=False)
+    assert len(watched.turns_meanwhile) == 2

@@ -107,6 +107,26 @@ def test_the_ids_of_known_words_are_not_asked_for(encoder: Bytes) -> None:
     assert (cache.hits, cache.misses) == (10, 4 + 1)
 
 
+def test_only_so_much_is_asked_for_as_is_allowed(encoder: Bytes) -> None:
+    cache = cache_of(encoder)
+    asked_for(encoder, cache, "x known")
+    text = "x" + KNOWN + " seven" + KNOWN + " nine" * 2
+    missing = len("x" + " seven" + " nine" * 2)
+    encoder.asked.clear()
+    assert [cache.recall(text, most) for most in (0, 1, missing - 1)] == [None] * 3
+    assert encoder.asked == []
+    found = cache.recall(text, missing)
+    assert (found, encoder.asked) == (array("I", encoder.ids(text)).tobytes(), ["x", "a seven", "a nine nine"])
+    assert cache.recall(text, 1) == found  # learnt, but for the beginning
+    assert cache.recall("", 0) == b""
+
+
+@pytest.mark.parametrize("arguments", [("x",), ("x", "y"), (b"x", 1), (None, 1), ("x", 1, 2)])
+def test_wrong_arguments_of_recall_are_errors(encoder: Bytes, arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError):
+        cache_of(encoder).recall(*arguments)
+
+
 def test_the_beginning_of_a_text_is_asked_for_each_time_and_without_the_context(encoder: Bytes) -> None:
     cache = cache_of(encoder)
     asked_for(encoder, cache, " one one" + KNOWN)
@@ -450,6 +470,7 @@ def test_nothing_leaks() -> None:
         context = f"context {number}"
         cache = WordCache(lambda texts: answer(texts), context, len(context), AFTER, b"\x01" * (256 + number), False, 64)
         for text in ("x one two", f"x{KNOWN}", f"x{KNOWN} new{KNOWN} ☃ é{KNOWN}", "", "y" * 5000):
+            cache.recall(text, 1)
             cache.encode(text)
         for text in ("wrong" + KNOWN + " " + "y" * (number % 7), "\ud83d", None, 3):
             with suppress(TypeError, ValueError, LookupError):
