@@ -14,17 +14,17 @@ import json
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import uvicorn
 from uvicorn.lifespan.on import LifespanOn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from dynamo_core.config import Settings
 from dynamo_core.contracts import Context, EngineChunk, EngineInfo, EngineRequest, EngineSink
 from dynamo_core.http.admin import Health
 from dynamo_core.http.frontend import Frontend
+from dynamo_core.http.protocol import HttpProtocol
+from dynamo_core.http.server import server_config
 from dynamo_core.plugins import Provider, activate
 from dynamo_core.runtime import DistributedRuntime
 from dynamo_core.runtime.discovery.mem import MemDiscovery
@@ -123,10 +123,10 @@ class _Wire(asyncio.Transport):
 class House:
     """Made by :meth:`open`."""
 
-    def __init__(self, engine: _Played, connect: Callable[[_Wire], HttpToolsProtocol]) -> None:
+    def __init__(self, engine: _Played, connect: Callable[[_Wire], HttpProtocol]) -> None:
         self._engine = engine
         self._wires: list[_Wire] = []
-        self._links: list[HttpToolsProtocol] = []
+        self._links: list[HttpProtocol] = []
         self._connect = connect
 
     @classmethod
@@ -166,16 +166,14 @@ class House:
             engine.tokens = manager.get(MODEL).tokenizer.encode(_TEXT, add_special_tokens=False)
             frontend = Frontend(manager, settings, compiled, Health(manager, front.stores))
             stack.push_async_callback(frontend.close)
-            config = uvicorn.Config(
-                cast("Any", frontend.application), http="httptools", ws="none", lifespan="on", log_config=None
-            )
+            config = server_config(frontend.application)
             lifespan = LifespanOn(config)
             stack.push_async_callback(lifespan.shutdown)
             await lifespan.startup()
             state = ServerState()
 
-            def connect(wire: _Wire) -> HttpToolsProtocol:
-                protocol = HttpToolsProtocol(config, state, lifespan.state)
+            def connect(wire: _Wire) -> HttpProtocol:
+                protocol = HttpProtocol(config, state, lifespan.state)
                 protocol.connection_made(wire)
                 return protocol
 

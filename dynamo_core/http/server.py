@@ -15,12 +15,33 @@ from litestar.types import ASGIApp
 
 from dynamo_core.http.protocol import HttpProtocol
 
-__all__ = ["HttpServer"]
+__all__ = ["HttpServer", "server_config"]
 
 _KEEP_ALIVE_SECONDS = 75
 _FIRST_WORD_SECONDS = 0.5
 """What a connection that was just made gets to send its request, when the server ends."""
 _LOOK_SECONDS = 0.02
+
+
+def server_config(app: ASGIApp, *, grace: float = 0, backlog: int = 4096, tls: tuple[str, str] | None = None) -> uvicorn.Config:
+    """uvicorn's settings wherever it runs. ``tls``: paths of certificate and key."""
+    return uvicorn.Config(
+        cast("Any", app),
+        http=HttpProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        # Who stands before the server is asked for only where somebody said whom to believe; unasked it costs every request.
+        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
+        backlog=backlog,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        ssl_certfile=tls[0] if tls else None,
+        ssl_keyfile=tls[1] if tls else None,
+        timeout_graceful_shutdown=math.ceil(grace),
+    )
 
 
 class HttpServer:
@@ -29,24 +50,7 @@ class HttpServer:
     def __init__(
         self, app: ASGIApp, sock: socket.socket, *, grace: float, backlog: int = 4096, tls: tuple[str, str] | None = None
     ) -> None:
-        config = uvicorn.Config(
-            cast("Any", app),
-            http=HttpProtocol,
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            # Who stands before the server is asked for only where somebody said whom to believe; unasked it costs every request.
-            proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
-            backlog=backlog,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            ssl_certfile=tls[0] if tls else None,
-            ssl_keyfile=tls[1] if tls else None,
-            timeout_graceful_shutdown=math.ceil(grace),
-        )
-        self._server = _Server(config)
+        self._server = _Server(server_config(app, grace=grace, backlog=backlog, tls=tls))
         self._sock = sock
         self._task: asyncio.Task[None] | None = None
 

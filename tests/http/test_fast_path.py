@@ -8,11 +8,11 @@ import json
 from typing import Any
 
 import pytest
-from litestar import Litestar
+from litestar import Litestar, Request, Response
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from dynamo_core.contracts import HttpRequestInfo, Principal
-from dynamo_core.errors import Unauthenticated
+from dynamo_core.errors import DynamoError, NoInstances, Unauthenticated
 from dynamo_core.http import app as application
 from dynamo_core.specs import HttpSpec
 
@@ -61,6 +61,23 @@ async def test_litestar_is_left_out_unless_a_plugin_acts_in_it(
     assert (chat.status_code, completion.status_code) == (200, 200)
     assert ("data: [DONE]" in chat.text) is stream
     assert through_litestar == way
+
+
+def refusal(request: Request[Any, Any, Any], error: DynamoError) -> Response[dict[str, str]]:
+    return Response({"plugin": f"{request.method} {error.message}"}, status_code=418)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_plugins_exception_handlers_answer_for_its_errors(serve: Any, through_litestar: list[str], stream: bool) -> None:
+    running = await serve(compiled={"http": (HttpSpec(name="handlers", exception_handlers={DynamoError: refusal}),)})
+    running.model.script = lambda played: played.fail(NoInstances("Nobody is there."))
+    answer = await running.chat(stream=stream)
+    assert (answer.status_code, answer.json()) == (418, {"plugin": "POST Nobody is there."})
+    assert (await running.http.post("/v1/completions", content=b"{")).status_code == 418
+    assert through_litestar == ["/v1/chat/completions", "/v1/completions"]
+    running.model.script = lambda played: played.say("x")
+    assert (await running.chat(stream=stream)).status_code == 200
+    assert len(through_litestar) == 2
 
 
 async def test_only_a_post_to_the_very_path_takes_it(serve: Any, through_litestar: list[str]) -> None:
