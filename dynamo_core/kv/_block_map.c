@@ -16,9 +16,11 @@
 #define NONE UINT32_MAX
 #define LEAST 64 /* entries that there is room for at least */
 
+#define AHEAD 8 /* blocks of a run for which memory is asked before their turn: each of them is somewhere else */
+
 typedef struct {
     uint64_t hash;
-    PyObject *owners; /* NULL: gone */
+    PyObject *owners; /* NULL: gone; its place stays taken until all are moved */
 } Entry;
 
 typedef struct {
@@ -40,11 +42,37 @@ static inline size_t home(const BlockMap *self, uint64_t hash) { return (size_t)
 
 static inline size_t mask(const BlockMap *self) { return ((size_t)1 << self->bits) - 1; }
 
-/* The place of the hash, or the free one where it would be. There is room. */
+/* The place of the hash, whose entry may be gone, or the free one where it would be. There is room. */
 static inline size_t place_of(const BlockMap *self, uint64_t hash) {
     size_t place = home(self, hash);
     while (self->places[place] != NONE && self->entries[self->places[place]].hash != hash) place = (place + 1) & mask(self);
     return place;
+}
+
+static inline Entry *entry_at(const BlockMap *self, size_t place) {
+    return self->places[place] == NONE ? NULL : self->entries + self->places[place];
+}
+
+/* NULL where the hash has no owners. */
+static inline Entry *look_up(const BlockMap *self, uint64_t hash) {
+    Entry *entry = self->room ? entry_at(self, place_of(self, hash)) : NULL;
+    return entry != NULL && entry->owners != NULL ? entry : NULL;
+}
+
+/* Those that are not gone, moved together to `entries` (these may be where they are), and places for them. */
+static void settle(BlockMap *self, Entry *entries) {
+    size_t live = 0;
+    for (size_t at = 0; at < self->used; at++) {
+        if (self->entries[at].owners != NULL) entries[live++] = self->entries[at];
+    }
+    self->used = live;
+    memset(self->places, 0xff, (mask(self) + 1) * sizeof(uint32_t));
+    for (size_t at = 0; at < live; at++) { /* no two have one hash */
+        if (at + AHEAD < live) __builtin_prefetch(self->places + home(self, entries[at + AHEAD].hash), 1);
+        size_t place = home(self, entries[at].hash);
+        while (self->places[place] != NONE) place = (place + 1) & mask(self);
+        self->places[place] = (uint32_t)at;
+    }
 }
 
 static int resize(BlockMap *self, size_t room) {
@@ -62,54 +90,38 @@ static int resize(BlockMap *self, size_t room) {
         PyErr_NoMemory();
         return -1;
     }
-    size_t live = 0;
-    for (size_t at = 0; at < self->used; at++) {
-        if (self->entries[at].owners != NULL) entries[live++] = self->entries[at];
-    }
-    PyMem_Free(self->entries);
     PyMem_Free(self->places);
-    self->entries = entries;
     self->places = places;
     self->bits = bits;
+    settle(self, entries);
+    PyMem_Free(self->entries);
+    self->entries = entries;
     self->room = room;
-    self->used = live;
-    memset(places, 0xff, ((size_t)1 << bits) * sizeof(uint32_t));
-    for (size_t at = 0; at < live; at++) places[place_of(self, entries[at].hash)] = (uint32_t)at;
     return 0;
 }
 
 /* Room for so many more. What is made is three quarters more than there is, so that it is not made often. */
 static int make_room(BlockMap *self, size_t more) {
     if (self->room && self->used + more <= self->room) return 0;
-    size_t wanted = self->live + more;
-    return resize(self, wanted + wanted / 4 * 3 + LEAST);
+    size_t wanted = self->live + more, room = wanted + wanted / 4 * 3 + LEAST;
+    if (!self->room || self->room < wanted + wanted / 2 || self->room / 2 > room) return resize(self, room);
+    settle(self, self->entries);
+    return 0;
 }
 
-/* Whoever calls has seen that there is room, and that the place is free. */
+/* At the place of the hash, which is free or that of an entry that is gone. There is room. */
 static inline void insert(BlockMap *self, size_t place, uint64_t hash, PyObject *owners) {
     self->entries[self->used] = (Entry){hash, Py_NewRef(owners)};
     self->places[place] = (uint32_t)self->used++;
     self->live++;
 }
 
-static void drop(BlockMap *self, size_t place) {
-    Entry *entry = self->entries + self->places[place];
+static inline void drop(BlockMap *self, Entry *entry) {
     Py_CLEAR(entry->owners);
     self->live--;
-    while (self->used && self->entries[self->used - 1].owners == NULL) self->used--;
-    size_t hole = place; /* what was moved on for it moves back */
-    for (size_t at = (hole + 1) & mask(self); self->places[at] != NONE; at = (at + 1) & mask(self)) {
-        size_t wanted = home(self, self->entries[self->places[at]].hash);
-        if (((at - wanted) & mask(self)) >= ((at - hole) & mask(self))) {
-            self->places[hole] = self->places[at];
-            hole = at;
-        }
-    }
-    self->places[hole] = NONE;
 }
 
-static void replace(BlockMap *self, size_t place, PyObject *owners) {
-    Entry *entry = self->entries + self->places[place];
+static inline void replace(Entry *entry, PyObject *owners) {
     PyObject *before = entry->owners;
     entry->owners = Py_NewRef(owners);
     Py_DECREF(before);
@@ -191,9 +203,18 @@ static int read_hashes(PyObject *sequence, Hashes *hashes) {
 static int make_room_for(BlockMap *self, const Hashes *hashes) {
     size_t more = (size_t)hashes->count;
     if (self->room && self->used + more > self->room) { /* most of them may be there */
-        for (Py_ssize_t at = 0; at < hashes->count; at++) more -= self->places[place_of(self, hashes->items[at])] != NONE;
+        for (Py_ssize_t at = 0; at < hashes->count; at++) more -= look_up(self, hashes->items[at]) != NULL;
     }
     return make_room(self, more);
+}
+
+/* What the blocks after this one will need: first their places, then what is there. There is room. */
+static inline void prepare(const BlockMap *self, const Hashes *hashes, Py_ssize_t at) {
+    if (at + 2 * AHEAD < hashes->count) __builtin_prefetch(self->places + home(self, hashes->items[at + 2 * AHEAD]));
+    if (at + AHEAD < hashes->count) {
+        const Entry *entry = entry_at(self, home(self, hashes->items[at + AHEAD]));
+        if (entry != NULL) __builtin_prefetch(entry);
+    }
 }
 
 typedef struct {
@@ -215,17 +236,18 @@ static int plan(Change *change, PyObject *owners, PyObject *bit, PyObject *(*com
 
 static int add_one(BlockMap *self, uint64_t hash, Work *work) {
     size_t place = place_of(self, hash);
-    if (self->places[place] == NONE) {
+    Entry *entry = entry_at(self, place);
+    PyObject *owners = entry == NULL ? NULL : entry->owners;
+    if (owners == NULL) {
         insert(self, place, hash, work->bit);
         work->count++;
         return 0;
     }
-    PyObject *owners = self->entries[self->places[place]].owners;
     if (owners == work->bit) return 0;
     Change *change = &work->change;
     if (owners != change->before && plan(change, owners, work->bit, PyNumber_Or, work->bit) < 0) return -1;
     if (!change->had) {
-        replace(self, place, change->after);
+        replace(entry, change->after);
         work->count++;
     }
     return 0;
@@ -238,7 +260,10 @@ static PyObject *block_map_add(BlockMap *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OO:add", &work.bit, &run) || !are_bits(work.bit, NULL)) return NULL;
     if (read_hashes(run, &hashes) < 0) return NULL;
     int failed = make_room_for(self, &hashes) < 0;
-    for (Py_ssize_t at = 0; !failed && at < hashes.count; at++) failed = add_one(self, hashes.items[at], &work) < 0;
+    for (Py_ssize_t at = 0; !failed && at < hashes.count; at++) {
+        prepare(self, &hashes, at);
+        failed = add_one(self, hashes.items[at], &work) < 0;
+    }
     release(&hashes);
     forget(&work.change);
     return failed ? NULL : PyLong_FromSsize_t(work.count);
@@ -246,11 +271,11 @@ static PyObject *block_map_add(BlockMap *self, PyObject *args) {
 
 /* What is left of a block's owners is its owners & rest. */
 static int take_one(BlockMap *self, uint64_t hash, Work *work) {
-    size_t place = place_of(self, hash);
-    if (self->places[place] == NONE) return 0;
-    PyObject *owners = self->entries[self->places[place]].owners;
+    Entry *entry = look_up(self, hash);
+    if (entry == NULL) return 0;
+    PyObject *owners = entry->owners;
     if (owners == work->bit) { /* nobody else has it */
-        drop(self, place);
+        drop(self, entry);
         work->count++;
         return 0;
     }
@@ -260,9 +285,9 @@ static int take_one(BlockMap *self, uint64_t hash, Work *work) {
     int left = PyObject_IsTrue(change->after);
     if (left < 0) return -1;
     if (left) {
-        replace(self, place, change->after);
+        replace(entry, change->after);
     } else {
-        drop(self, place);
+        drop(self, entry);
     }
     return 0;
 }
@@ -274,7 +299,10 @@ static PyObject *block_map_take(BlockMap *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOO:take", &work.bit, &named, &work.rest) || !are_bits(work.bit, work.rest)) return NULL;
     if (read_hashes(named, &hashes) < 0) return NULL;
     int failed = 0;
-    for (Py_ssize_t at = 0; !failed && self->live && at < hashes.count; at++) failed = take_one(self, hashes.items[at], &work) < 0;
+    for (Py_ssize_t at = 0; !failed && self->live && at < hashes.count; at++) {
+        prepare(self, &hashes, at);
+        failed = take_one(self, hashes.items[at], &work) < 0;
+    }
     release(&hashes);
     forget(&work.change);
     return failed ? NULL : PyLong_FromSsize_t(work.count);
@@ -283,9 +311,8 @@ static PyObject *block_map_take(BlockMap *self, PyObject *args) {
 static PyObject *block_map_get(BlockMap *self, PyObject *number) {
     uint64_t hash;
     if (hash_of(number, &hash) < 0) return NULL;
-    size_t place = self->room ? place_of(self, hash) : 0;
-    if (self->room == 0 || self->places[place] == NONE) return PyLong_FromLong(0);
-    return Py_NewRef(self->entries[self->places[place]].owners);
+    const Entry *entry = look_up(self, hash);
+    return entry == NULL ? PyLong_FromLong(0) : Py_NewRef(entry->owners);
 }
 
 /* The hashes of those that have the bit and, with others given, also one of those (alone = 0) or none (alone = 1); at most so many. */

@@ -141,6 +141,14 @@ def test_runs_may_be_any_sequence() -> None:
     assert len(blocks) == 0
 
 
+def test_nothing_may_be_added_to_nothing() -> None:
+    blocks = _block_map.BlockMap(FACTOR)
+    for _ in range(2):
+        assert (blocks.add(1, []), blocks.take(1, [1], 0), blocks.get(1), len(blocks)) == (0, 0, 0, 0)
+        blocks.add(1, [1])
+        blocks.clear()
+
+
 def test_an_array_may_change_again_afterwards() -> None:
     blocks, hashes = _block_map.BlockMap(FACTOR), array("Q", [8, 9])
     for use in (lambda: blocks.add(1, hashes), lambda: blocks.take(1, hashes, 0), lambda: multiples(hashes, 8)):
