@@ -12,7 +12,9 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #if PY_BIG_ENDIAN
 #error "entries are laid out for little-endian machines; without this part, everything works as well"
@@ -25,6 +27,8 @@
 #define WINDOW 2048 /* bytes after which it is asked whether looking up pays here; code and tables are made of words never seen */
 #define PASSED_OVER 8192 /* bytes that are left to the encoder unseen where it does not */
 #define LONG_GAPS 8 /* of so many, one is learnt from */
+#define AHEAD 8 /* words that are scanned before one is looked up */
+#define HUGE_PAGE ((size_t)2 << 20)
 
 typedef struct {
     uint64_t parts[4]; /* the word's bytes, then zeros, then in the last byte its length, which is 0 in an empty entry */
@@ -99,9 +103,10 @@ static inline int same(const Key *one, const Key *other) {
     return ((one->parts[0] ^ other->parts[0]) | (one->parts[1] ^ other->parts[1]) | (one->parts[2] ^ other->parts[2]) | (one->parts[3] ^ other->parts[3])) == 0;
 }
 
+static inline Entry *set_of(const WordCache *self, const Key *key) { return self->entries + ((hashed(key) >> 32) & self->mask) * WAYS; }
+
 /* The entry, moved one place to the front; NULL if there is none. */
-static inline Entry *look_up(WordCache *self, const Key *key, uint64_t hash) {
-    Entry *set = self->entries + ((hash >> 32) & self->mask) * WAYS;
+static inline Entry *look_up(Entry *set, const Key *key) {
     for (int way = 0; way < WAYS; way++) {
         Entry *entry = set + way;
         if (same(&entry->key, key)) {
@@ -152,38 +157,57 @@ static inline const char *next_cut(const WordCache *self, const char *start, con
     return end;
 }
 
+/* A word that will be looked up. By then its set should be there: it is as far away as memory itself when others use the caches. */
+typedef struct {
+    Key key;
+    Entry *set; /* NULL for one that cannot be in the table */
+    Py_ssize_t size;
+} Word;
+
+static inline Word scan(const WordCache *self, const char *start, const char *end, int first) {
+    Word word = {.size = next_cut(self, start, end) - start};
+    if (!first && word.size <= LONGEST) {
+        word.key = keyed(start, word.size, end);
+        word.set = set_of(self, &word.key);
+        __builtin_prefetch(word.set);
+    }
+    return word;
+}
+
 static int look_through(WordCache *self, const char *text, Py_ssize_t length, Found *found) {
-    const char *end = text + length, *start = text, *window = text;
+    const char *end = text + length, *start = text, *window = text, *scanned = text;
     Py_ssize_t missed = 0;
+    Word words[AHEAD];
+    size_t first = 0, next = 0;
     if (length == 0) return add_gap(found, text, 0);
     while (start < end) {
         if (start - window >= WINDOW) {
             if (4 * missed > start - window) {
                 const char *stop = end - start > PASSED_OVER ? next_cut(self, start + PASSED_OVER, end) : end;
                 if (add_gap(found, start, stop - start) < 0) return -1;
-                start = stop;
+                start = scanned = stop;
+                first = next;
             }
             window = start;
             missed = 0;
             continue;
         }
-        const char *stop = next_cut(self, start, end);
-        Py_ssize_t size = stop - start;
-        Entry *entry = NULL;
-        if (start != text && size <= LONGEST) {
-            Key key = keyed(start, size, end);
-            entry = look_up(self, &key, hashed(&key));
+        while (next - first < AHEAD && scanned < end) {
+            words[next % AHEAD] = scan(self, scanned, end, scanned == text);
+            scanned += words[next++ % AHEAD].size;
         }
+        Word *word = words + first++ % AHEAD;
+        Entry *entry = word->set == NULL ? NULL : look_up(word->set, &word->key);
         if (entry != NULL) {
             memcpy(found->ids + found->count, entry->ids, sizeof entry->ids); /* there is room for more than count */
             found->count += entry->count;
             self->hits++;
         } else {
             self->misses++;
-            missed += size;
-            if (add_gap(found, start, size) < 0) return -1;
+            missed += word->size;
+            if (add_gap(found, start, word->size) < 0) return -1;
         }
-        start = stop;
+        start += word->size;
     }
     return 0;
 }
@@ -192,9 +216,8 @@ static int look_through(WordCache *self, const char *text, Py_ssize_t length, Fo
 static void learn(WordCache *self, const char *word, Py_ssize_t length, const char *end, const char *ids, size_t count) {
     if (length > LONGEST || count > MOST_IDS) return;
     Key key = keyed(word, length, end);
-    uint64_t hash = hashed(&key);
-    if (look_up(self, &key, hash) != NULL) return;
-    Entry *entry = self->entries + ((hash >> 32) & self->mask) * WAYS + WAYS - 1;
+    Entry *set = set_of(self, &key), *entry = set + WAYS - 1;
+    if (look_up(set, &key) != NULL) return;
     memset(entry, 0, sizeof *entry);
     entry->key = key;
     entry->count = (uint32_t)count;
@@ -377,6 +400,17 @@ static PyObject *word_cache_recall(WordCache *self, PyObject *args) {
     return encode_within(self, text, most);
 }
 
+/* Of zeros. Words are all over the table, and in pages of 4 KiB each would cost a walk through the page tables as well. */
+static Entry *new_entries(size_t space) { /* a power of two */
+    size_t alignment = space < HUGE_PAGE ? sizeof(Entry) : HUGE_PAGE;
+    Entry *entries = aligned_alloc(alignment, space);
+    if (entries == NULL) return NULL;
+#ifdef MADV_HUGEPAGE
+    if (alignment == HUGE_PAGE) madvise(entries, space, MADV_HUGEPAGE);
+#endif
+    return memset(entries, 0, space);
+}
+
 static PyObject *word_cache_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"encode", "context", "skipped", "after", "lengths", "ascii", "entries", NULL};
     PyObject *encode, *context, *after, *lengths;
@@ -404,7 +438,7 @@ static PyObject *word_cache_new(PyTypeObject *type, PyObject *args, PyObject *kw
     uint64_t sets = 1;
     while (2 * sets * WAYS <= (uint64_t)entries) sets *= 2;
     self->mask = sets - 1;
-    self->entries = PyMem_Calloc(sets * WAYS, sizeof(Entry));
+    self->entries = new_entries(sets * WAYS * sizeof(Entry));
     if (self->entries == NULL) {
         Py_DECREF(self);
         return PyErr_NoMemory();
@@ -430,7 +464,7 @@ static void word_cache_dealloc(WordCache *self) {
     word_cache_clear(self);
     Py_XDECREF(self->context);
     Py_XDECREF(self->lengths);
-    PyMem_Free(self->entries);
+    free(self->entries);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self);
     Py_DECREF(type);

@@ -6,6 +6,7 @@ Longer than others, since every test needs the encoders at its head and no modul
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ import weakref
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
@@ -491,6 +493,17 @@ def test_nothing_leaks() -> None:
         assert sys.getrefcount(WordCache) <= types
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_table_is_given_back(encoder: Bytes) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    for _ in range(50):
+        asked_for(encoder, cache_of(encoder, entries=1 << 15), "x one two" + KNOWN)
+    assert resident() - before < 10 * (2 << 20)
 
 
 def test_a_cycle_is_collected() -> None:
