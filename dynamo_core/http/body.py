@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
 from litestar.connection import Request
@@ -111,8 +111,9 @@ def json_body(model: type[T]) -> type[JsonBody[T]]:
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """What Litestar's ``Request.body`` reads, with the same errors."""
     event: Any = await receive()
-    if event["type"] == "http.request" and not event.get("more_body") and 0 < len(event["body"]) <= limit:
-        return cast("bytes", event["body"])  # nearly all come at once
+    whole: bytes = event.get("body", b"")
+    if 0 < len(whole) <= limit and not event.get("more_body"):
+        return whole  # nearly all come at once
     if (_content_length(scope) or 0) > limit:
         raise RequestEntityTooLarge
     body = bytearray()

@@ -189,6 +189,14 @@ class Watched:
         return ids
 
 
+async def test_half_a_surrogate_pair_in_a_long_prompt_as_well(model_path: ModelPath) -> None:
+    tokenizer, _ = load(model_path("gemma"))
+    watched: Any = Watched(tokenizer, loop_characters=1000)
+    for text in ("the quick " * 15_000 + "\ud800", "the quick " * 30_000 + "\ud800"):  # the longer one goes to a thread
+        with pytest.raises(InvalidRequest, match="half of a surrogate pair"):
+            await PromptEncoder(watched).encode_all((text,), add_special_tokens=False)
+
+
 @pytest.mark.parametrize("kind", ["byte_level", "unigram"])  # one for each library
 async def test_the_event_loop_turns_while_a_long_prompt_is_encoded(model_path: ModelPath, kind: str) -> None:
     tokenizer, reference = load(model_path(kind))
