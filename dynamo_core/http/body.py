@@ -148,9 +148,9 @@ def _decode(decoder: msgspec.json.Decoder[Any], value: bytes) -> Any:
 
 
 def _malformed(error: Exception, value: bytes) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "The request body is not valid JSON: it is not UTF-8."
     words = str(error)
+    if isinstance(error, UnicodeDecodeError) or "UTF-8" in words:  # msgspec before 0.23, and from then on
+        return "The request body is not valid JSON: it is not UTF-8."
     place = _BYTE.search(words)
     if "surrogate" in words or (place is None and _HALF_PAIR.search(value)):
         return "The request body is not valid JSON: it holds half of a surrogate pair (as in \\ud83d), which is no character."
