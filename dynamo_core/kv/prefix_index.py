@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 from dynamo_core.kv.block_map import new_block_map
 from dynamo_core.kv.block_order import BlockOrder
-from dynamo_core.kv.hashing import PromptHashes
+from dynamo_core.kv.hashing import HashCache, PromptHashes
 
 __all__ = ["Match", "PrefixIndex", "slots_of"]
 
-_LINEAR = 16
-"""Blocks that are looked up one by one rather than by galloping or halving, which cost more a look-up."""
+_LINEAR = HashCache.BLOCKS
+"""Blocks looked up one by one rather than by galloping or halving, which cost more a look-up. As many are hashed at once, and the
+first stride ends where the first hashes do."""
 _BITS = bytes.maketrans(b"01", b"\0\1")
 
 
@@ -162,7 +163,7 @@ class PrefixIndex:
         matches: list[Match] = []
         hashes = prompt.upto(1)
         alive = get(hashes[0]) & self._open if count else 0
-        at, step = 1, _LINEAR
+        at, step = 1, _LINEAR - 1
         while alive and at < count:
             far = min(at + step, count)
             if far > len(hashes):

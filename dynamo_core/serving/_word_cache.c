@@ -1,11 +1,12 @@
 /* Token ids of text, word by word, from a table of words seen before.
  *
  * An encoder's work on a word ends in the same ids each time. So text is cut before spaces, and what is in the table is copied from
- * there, at some 15 ns a word; the rest is asked of the encoder. Whether a model's tokenizer lets itself be cut there, and after
- * which bytes, is for the caller to find out: see word_cuts.py.
+ * there, at some 15 ns a word; the rest is asked of the encoder, whose own tables are larger than the processor's caches: the first
+ * call after other work costs 35 us. Whether a model's tokenizer lets itself be cut there, and after which bytes, is for the caller to
+ * find out: see word_cuts.py.
  *
- * Memory is bounded: entries have one size, and a new word takes the last place of its set, where those are that were not asked for
- * again. The interpreter's lock guards the table. It may be given up while the encoder is asked, when nothing here points into the table.
+ * Memory is bounded: entries have one size, and what a new word takes the place of is the last of its set, one that was not asked for
+ * of late. The interpreter's lock guards the table. It may be given up while the encoder is asked, when nothing here points into the table.
  */
 
 #define Py_LIMITED_API 0x030B0000
@@ -20,8 +21,9 @@
 #error "entries are laid out for little-endian machines; without this part, everything works as well"
 #endif
 
-#define WAYS 4
+#define WAYS 8
 #define LONGEST 31 /* bytes of a word in the table, its space included */
+#define BEGINS ((uint64_t)1 << 63) /* of the last byte of a word that a text begins with: it may be spelt otherwise there */
 #define MOST_IDS 7
 #define BETWEEN 24 /* ids between two gaps up to which they are one: to encode those again costs less than another call */
 #define WINDOW 2048 /* bytes after which it is asked whether looking up pays here; code and tables are made of words never seen */
@@ -31,7 +33,7 @@
 #define HUGE_PAGE ((size_t)2 << 20)
 
 typedef struct {
-    uint64_t parts[4]; /* the word's bytes, then zeros, then in the last byte its length, which is 0 in an empty entry */
+    uint64_t parts[4]; /* the word's bytes, then zeros, then in the last byte its length, which is 0 in an empty entry, and BEGINS */
 } Key;
 
 typedef struct {
@@ -77,7 +79,7 @@ static const unsigned char WINDOW_OF_ONES[64] = {
 };
 
 /* Words differ in length from one to the next, so nothing here branches on it. */
-static inline Key keyed(const char *word, Py_ssize_t length, const char *end) {
+static inline Key keyed(const char *word, Py_ssize_t length, const char *end, int begins) {
     Key key = {{0, 0, 0, 0}};
     if (end - word < 32) {
         memcpy(&key, word, (size_t)length);
@@ -87,7 +89,7 @@ static inline Key keyed(const char *word, Py_ssize_t length, const char *end) {
         memcpy(&first, WINDOW_OF_ONES + 32 - length, sizeof first);
         for (int part = 0; part < 4; part++) key.parts[part] &= first.parts[part];
     }
-    key.parts[3] |= (uint64_t)length << 56;
+    key.parts[3] |= (uint64_t)length << 56 | (begins ? BEGINS : 0);
     return key;
 }
 
@@ -164,10 +166,10 @@ typedef struct {
     Py_ssize_t size;
 } Word;
 
-static inline Word scan(const WordCache *self, const char *start, const char *end, int first) {
+static inline Word scan(const WordCache *self, const char *start, const char *end, int begins) {
     Word word = {.size = next_cut(self, start, end) - start};
-    if (!first && word.size <= LONGEST) {
-        word.key = keyed(start, word.size, end);
+    if (word.size <= LONGEST) {
+        word.key = keyed(start, word.size, end, begins);
         word.set = set_of(self, &word.key);
         __builtin_prefetch(word.set);
     }
@@ -212,12 +214,18 @@ static int look_through(WordCache *self, const char *text, Py_ssize_t length, Fo
     return 0;
 }
 
-/* A new word takes the last place of its set: only those that come again move on. */
-static void learn(WordCache *self, const char *word, Py_ssize_t length, const char *end, const char *ids, size_t count) {
-    if (length > LONGEST || count > MOST_IDS) return;
-    Key key = keyed(word, length, end);
-    Entry *set = set_of(self, &key), *entry = set + WAYS - 1;
+/* Where there is none free, a new word has the last place but one of its set, and the last goes. Only those that come again move on,
+ * and two that come in turn stay. */
+static void learn(WordCache *self, const char *word, const char *stop, const char *end, int begins, const char *ids, size_t count) {
+    if (stop - word > LONGEST || count > MOST_IDS) return;
+    Key key = keyed(word, stop - word, end, begins);
+    Entry *set = set_of(self, &key), *entry = set;
     if (look_up(set, &key) != NULL) return;
+    while (entry < set + WAYS - 1 && entry->key.parts[3] != 0) entry++;
+    if (entry == set + WAYS - 1) {
+        *entry = entry[-1];
+        entry--;
+    }
     memset(entry, 0, sizeof *entry);
     entry->key = key;
     entry->count = (uint32_t)count;
@@ -255,8 +263,8 @@ static inline uint32_t id_at(const char *ids, size_t index) {
 /* The words of a gap, whose ids are told apart by the bytes that each stands for. Where those are not the text's, nothing is learnt.
  *
  * Some tokenizers put a space before a text and after added tokens, unless there is one already. So one more than the text has may be
- * the first word's or a later one's; but words before that one end where the tokens do without it. From the first that does not, the
- * space lies behind, and what follows can be learnt. */
+ * the first word's or a later one's; but words before that one end where the tokens do without it. The first that does not has the
+ * space: it can be learnt if it begins the text, and what follows in any case. */
 static void learn_words(WordCache *self, const Gap *gap, int first, const char *ids, size_t count) {
     Py_ssize_t known, total = 0;
     char *lengths;
@@ -277,8 +285,9 @@ static void learn_words(WordCache *self, const Gap *gap, int first, const char *
         if (at > stop) return;
         either |= at + more == stop;
         if (at == stop) {
-            if (behind && !(first && start == gap->text)) learn(self, start, stop - start, end, ids + 4 * begun, index + 1 - begun);
+            int begins = first && start == gap->text, had = behind;
             behind |= !either;
+            if (begins ? behind : had) learn(self, start, stop, end, begins, ids + 4 * begun, index + 1 - begun);
             either = 0;
             begun = index + 1;
             start = stop;

@@ -40,6 +40,16 @@ def test_slots_are_the_bits(bits: int) -> None:
     assert list(slots_of(bits)) == [i for i in range(81) if bits >> i & 1]
 
 
+@pytest.mark.parametrize(("common", "hashed"), [(0, 16), (1, 16), (15, 16), (16, 48), (40, 48), (46, 112)])
+def test_a_prompt_is_hashed_little_further_than_anybody_has_it(common: int, hashed: int) -> None:
+    index = PrefixIndex()
+    slot = index.open(1000)
+    wanted = PromptHashes(range(1000), 1)
+    index.stored(slot, PromptHashes(range(1000), 1).upto(common)[:common])
+    assert found(index, wanted) == ({slot: common} if common else {})
+    assert len(wanted.known) == hashed
+
+
 lengths = st.integers(0, 90)
 changes = st.lists(
     st.tuples(st.sampled_from(["store", "cut", "close"]), st.integers(0, 6), st.integers(0, 2), lengths), max_size=40

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from dynamo_core.contracts import ModelCard, WorkerView
-from dynamo_core.kv import PromptHashes
+from dynamo_core.kv import HashCache, PromptHashes
 from dynamo_kv_router.load import PlaceLoad
 from dynamo_kv_router.pending import PendingPrompts
 
@@ -28,3 +31,22 @@ def test_pending_prompts_promise_the_blocks_in_common() -> None:
     assert matches(pending, prompt(1, 20)) == [(101, 5), (102, 8)]
     assert list(pending.match(PromptHashes([99], 1))) == []
     assert list(pending.match(PromptHashes([], 1))) == []
+
+
+def test_prompts_that_only_begin_alike_are_not_hashed_to_be_compared() -> None:
+    pending = PendingPrompts()
+    sent = prompt(1, 4000)
+    pending.add(0, PlaceLoad(WorkerView(100, CARD)), sent)
+    asked = prompt(2, 4000)
+    assert matches(pending, asked) == [(100, 5)]
+    assert max(len(sent.known), len(asked.known)) <= HashCache.BLOCKS
+    again = prompt(1, 3000)
+    assert matches(pending, again) == [(100, 3000)]
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.integers(0, 100))
+def test_whatever_two_prompts_have_in_common_is_promised(common: int, mine: int, theirs: int) -> None:
+    pending = PendingPrompts()
+    sent = PromptHashes([7, *range(common), *[1000] * theirs], 1)
+    pending.add(0, PlaceLoad(WorkerView(100, CARD)), sent)
+    assert matches(pending, PromptHashes([7, *range(common), *[2000] * mine], 1)) == [(100, 1 + common)]

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from dynamo_core.kv import PromptHashes
+from dynamo_core.kv import HashCache, PromptHashes
 from dynamo_kv_router.load import PlaceLoad
 
 __all__ = ["PendingPrompts", "Promise"]
@@ -53,12 +53,25 @@ class PendingPrompts:
 
 
 def _common(one: PromptHashes, other: PromptHashes) -> int:
-    """Leading blocks that are the same. Hashes are chained, so one equal block means that all before it are equal."""
-    low, high = 1, min(one.count, other.count)
+    """Leading blocks that are the same. Hashes are chained, so one equal block means that all before it are equal.
+
+    Strides grow from what is hashed of any prompt, so that those of which only the beginning is common are not hashed for it.
+    """
+    low, high, far = 1, min(one.count, other.count), HashCache.BLOCKS
+    while low < high:
+        far = min(far, high)
+        if _at(one, far) != _at(other, far):
+            high = far - 1
+            break
+        low, far = far, 2 * far
     while low < high:
         middle = (low + high + 1) // 2
-        if one.upto(middle)[middle - 1] == other.upto(middle)[middle - 1]:
+        if _at(one, middle) == _at(other, middle):
             low = middle
         else:
             high = middle - 1
     return low
+
+
+def _at(prompt: PromptHashes, count: int) -> int:
+    return prompt.upto(count)[count - 1]
