@@ -51,11 +51,11 @@ class Scarcity:
         """How many sampled blocks from ``start`` on were evicted, up to one that was not."""
         count, step = 0, _SAMPLE
         while start < prompt.count:
-            end = min(start + step, prompt.count)
-            for seq_hash in prompt.upto(end)[start:end]:
+            known = prompt.upto(start + step)
+            for seq_hash in known[start:]:
                 if not seq_hash % _SAMPLE:
                     if seq_hash not in self._young and seq_hash not in self._old:
                         return count
                     count += 1
-            start, step = end, 2 * step
+            start, step = len(known), 2 * step
         return count
