@@ -24,7 +24,7 @@ from dynamo_core.plugins import Compiled, LoopWatchdog
 from dynamo_core.runtime import DistributedRuntime
 from dynamo_core.runtime.exposition import render
 from dynamo_core.runtime.garbage import spare_the_long_lived
-from dynamo_core.runtime.heap import keep_heap_small
+from dynamo_core.runtime.heap import keep_heap_small, use_large_pages
 from dynamo_core.runtime.process import process_runtime
 from dynamo_core.runtime.signals import stop_on_signal
 from dynamo_core.runtime.stores import StoreCollector
@@ -127,10 +127,12 @@ async def run_frontend(
     before the first request and left after the last: a worker in the same process. ``peers`` tells the metrics of all frontends
     of a run. Running requests get ``graceful_shutdown_secs``. Raises :class:`~dynamo_core.errors.StartupError`.
     """
+    on_settled: list[Callable[[], object]] = []
     if stop is None:  # the process is this frontend's
         stop = stop_on_signal()
         spare_the_long_lived()
         keep_heap_small()
+        on_settled.append(use_large_pages)
     router = compiled.router(choose_router(settings, compiled))
     check_tls(settings)
     runtime = process_runtime(settings, compiled, status_server=False)
@@ -143,6 +145,7 @@ async def run_frontend(
         if beside is not None:
             await stack.enter_async_context(beside(runtime))
         manager = ModelManager(runtime, compiled, router, settings)
+        manager.on_settled += on_settled
         stack.push_async_callback(manager.stop)
         await manager.start()
         health = Health(manager, runtime.stores)

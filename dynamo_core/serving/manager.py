@@ -21,6 +21,7 @@ from dynamo_core.serving.session_affinity import SessionAffinity
 from dynamo_core.serving.sharing import ModelSharing
 from dynamo_core.serving.threshold_board import ThresholdBoard
 from dynamo_core.serving.timeouts import Timeouts
+from dynamo_core.serving.tokenizer import Tokenizer
 from dynamo_core.serving.wire import MODELS_PREFIX, ModelKey, decode_card
 
 __all__ = ["ModelManager"]
@@ -45,6 +46,8 @@ class ModelManager:
     ) -> None:
         self.on_worker_lost: list[Callable[[str, int], None]] = []
         """Called with the model's name and the worker's id."""
+        self.on_settled: list[Callable[[], object]] = []
+        """Called in a thread when a model's text has taken its place in memory."""
         self._runtime = runtime
         self.broken: dict[str, str] = {}
         """Model → why this process cannot serve it: a folder that cannot be read, or a router that could not be made."""
@@ -64,7 +67,7 @@ class ModelManager:
         self._clients: dict[str, Client] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._following: dict[str, asyncio.Task[None]] = {}
-        self._hastening: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._synced = asyncio.Event()
 
@@ -88,7 +91,7 @@ class ModelManager:
 
     async def stop(self) -> None:
         """Requests that run go on; those that wait fail."""
-        running = (self._watcher, *self._loading.values(), *self._following.values(), *self._hastening)
+        running = (self._watcher, *self._loading.values(), *self._following.values(), *self._settling)
         tasks = [task for task in running if task is not None]
         for task in tasks:
             task.cancel()
@@ -207,13 +210,18 @@ class ModelManager:
             self.broken[card.name] = str(error)
             return
         self.broken.pop(card.name, None)
-        if text.tokenizer.hastens:
-            task = asyncio.create_task(hasten(text.tokenizer, card.name), name=f"hastening {card.name}")
-            self._hastening.add(task)
-            task.add_done_callback(self._hastening.discard)
+        task = asyncio.create_task(self._settle(text.tokenizer, card.name), name=f"settling {card.name}")
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
         for key, other in tuple(self._cards.items()):
             if other.name == card.name:
                 self._join(key)
+
+    async def _settle(self, tokenizer: Tokenizer, model: str) -> None:
+        if tokenizer.hastens:
+            await hasten(tokenizer, model)
+        for call in self.on_settled:
+            await asyncio.to_thread(call)
 
     def _make(self, card: ModelCard, text: ModelText) -> ServedModel:
         spec = self._router.spec

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from dynamo_core.config import Settings
@@ -21,6 +22,7 @@ from dynamo_core.runtime.discovery.table import Table
 from dynamo_core.runtime.planes.inproc import InprocEvents, InprocHub, InprocPlane
 from dynamo_core.serving import model_text, tokenizer
 from dynamo_core.serving.manager import ModelManager
+from dynamo_core.serving.model_folder import ModelFolder
 from dynamo_core.serving.model_text import ModelText, load_model_text
 from dynamo_core.serving.output import GenerationRequest
 from dynamo_core.serving.record import RequestRecord
@@ -107,6 +109,26 @@ def ask(model: Any, sink_type: Any, tokens: int = 20, prompt: tuple[int, ...] = 
     )
     generation = model.generate(request, sink, record, context)
     return sink, record, context, generation
+
+
+@pytest.mark.parametrize("hastened", [True, False])
+async def test_it_is_told_when_a_models_text_has_taken_its_place(house: House, hastened: bool) -> None:
+    threads: list[tuple[bool, bool]] = []
+    texts: list[ModelText] = []
+
+    def load_text(path: str) -> ModelText:
+        loaded = tokenizer.load_tokenizer(ModelFolder.load(path), hastened=hastened)
+        texts.append(msgspec.structs.replace(load_model_text(path), tokenizer=loaded))
+        return texts[0]
+
+    def settled() -> None:
+        threads.append((threading.current_thread() is threading.main_thread(), texts[0].tokenizer.hastens))
+
+    manager = await house.manager(load_text=load_text)
+    manager.on_settled.append(settled)
+    await house.worker()
+    await until(lambda: threads)
+    assert threads == [(False, False)]
 
 
 async def test_a_worker_is_found_and_serves(house: House, recording_sink: Any) -> None:
