@@ -39,7 +39,7 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> str:
-    names = ("dynamo_core.kv._block_map", "dynamo_core.serving._word_cache", "dynamo_kv_router.router")
+    names = ("dynamo_core.kv._block_map", "dynamo_core.kv._hashes", "dynamo_core.serving._word_cache", "dynamo_kv_router.router")
     origins = [origin for name in names if (origin := _origin(name)) is not None]
     return f"compiled: {', '.join(origin for origin in origins if not origin.endswith('.py')) or 'nothing'}"
 

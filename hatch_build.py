@@ -13,7 +13,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from setuptools import Distribution, Extension
 from setuptools.command.build_ext import build_ext
 
-_MODULES = ("dynamo_core.kv._block_map", "dynamo_core.serving._word_cache")
+_MODULES = ("dynamo_core.kv._block_map", "dynamo_core.kv._hashes", "dynamo_core.serving._word_cache")
 _SUFFIX = ".abi3.so"
 
 

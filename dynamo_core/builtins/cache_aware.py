@@ -20,7 +20,7 @@ import msgspec
 
 from dynamo_core.contracts import Decision, Hold, Route, RouterContext, RouteRequest, WorkerView
 from dynamo_core.hookspecs import hookimpl
-from dynamo_core.kv import HashCache, PrefixIndex, PromptHashes, slots_of
+from dynamo_core.kv import PrefixIndex, PromptHashes, slots_of
 from dynamo_core.specs import RouterSpec
 
 __all__ = ["CacheAware", "CacheAwareConfig", "dynamo_config", "dynamo_routers"]
@@ -46,7 +46,6 @@ class CacheAware:
         self._config = config or CacheAwareConfig()
         self._block_size = context.block_size or _DEFAULT_BLOCK
         self._index = PrefixIndex()
-        self._hashes = HashCache()
         self._slots: dict[int, int] = {}
         self._owners: dict[int, int] = {}
         self._turn = 0
@@ -75,7 +74,7 @@ class CacheAware:
     def _place(self, request: RouteRequest, load: dict[int, int]) -> Decision:
         """``load`` is counted on, so that the requests of one turn see each other."""
         excluded, pinned = request.excluded, request.pinned
-        prompt = PromptHashes(request.token_ids, self._block_size, lora=request.lora, salt=request.cache_salt, cache=self._hashes)
+        prompt = PromptHashes(request.token_ids, self._block_size, lora=request.lora, salt=request.cache_salt)
         fit = [worker for worker in load if worker not in excluded] if excluded else list(load)
         if pinned is not None and pinned in load and pinned not in excluded:
             fit = [pinned]

@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#define ARRAY "array" /* this module's name for the type */
 #define NONE UINT32_MAX
 #define LEAST 64 /* entries that there is room for at least */
 
@@ -423,8 +424,15 @@ static PyType_Spec block_map_spec = {
     .slots = block_map_slots,
 };
 
+static PyObject *array_of(PyObject *module, const uint64_t *hashes, Py_ssize_t count) {
+    PyObject *type = PyObject_GetAttrString(module, ARRAY);
+    if (type == NULL) return NULL;
+    PyObject *array = PyObject_CallFunction(type, "sy#", "Q", (const char *)hashes, count * (Py_ssize_t)sizeof(uint64_t));
+    Py_DECREF(type);
+    return array;
+}
+
 static PyObject *multiples(PyObject *module, PyObject *args) {
-    (void)module;
     PyObject *sequence;
     unsigned long long of;
     Hashes hashes;
@@ -434,15 +442,16 @@ static PyObject *multiples(PyObject *module, PyObject *args) {
         return NULL;
     }
     if (read_hashes(sequence, &hashes) < 0) return NULL;
-    PyObject *list = PyList_New(0);
-    for (Py_ssize_t at = 0; list != NULL && at < hashes.count; at++) {
-        if (hashes.items[at] % of) continue;
-        PyObject *hash = PyLong_FromUnsignedLongLong(hashes.items[at]);
-        if (hash == NULL || PyList_Append(list, hash) < 0) Py_CLEAR(list);
-        Py_XDECREF(hash);
+    uint64_t *found = PyMem_Malloc((size_t)hashes.count * sizeof(uint64_t) + 1);
+    Py_ssize_t count = 0;
+    for (Py_ssize_t at = 0; found != NULL && at < hashes.count; at++) {
+        found[count] = hashes.items[at];
+        count += (of & (of - 1) ? hashes.items[at] % of : hashes.items[at] & (of - 1)) == 0;
     }
+    PyObject *array = found == NULL ? PyErr_NoMemory() : array_of(module, found, count);
+    PyMem_Free(found);
     release(&hashes);
-    return list;
+    return array;
 }
 
 static PyMethodDef module_methods[] = {
@@ -451,6 +460,12 @@ static PyMethodDef module_methods[] = {
 };
 
 static int module_exec(PyObject *module) {
+    PyObject *library = PyImport_ImportModule("array");
+    PyObject *array = library == NULL ? NULL : PyObject_GetAttrString(library, "array");
+    int failed = array == NULL || PyModule_AddObjectRef(module, ARRAY, array) < 0;
+    Py_XDECREF(array);
+    Py_XDECREF(library);
+    if (failed) return -1;
     PyObject *type = PyType_FromModuleAndSpec(module, &block_map_spec, NULL);
     if (type == NULL) return -1;
     int added = PyModule_AddType(module, (PyTypeObject *)type);

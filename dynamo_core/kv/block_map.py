@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice, repeat
 from typing import Protocol
@@ -98,9 +99,9 @@ class PythonBlockMap:
         self._where.clear()
 
 
-def python_multiples(hashes: Sequence[int], of: int, /) -> list[int]:
-    """Those that ``of`` divides: a sample that is the same wherever it is drawn."""
-    return [seq_hash for seq_hash in hashes if not seq_hash % of]
+def python_multiples(hashes: Sequence[int], of: int, /) -> array[int]:
+    """Those that ``of`` divides: a sample that is the same wherever it is drawn. Hashes have 64 bits."""
+    return array("Q", [seq_hash for seq_hash in hashes if not seq_hash % of])
 
 
 try:

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from dynamo_core.kv.block_map import new_block_map
 from dynamo_core.kv.block_order import BlockOrder
-from dynamo_core.kv.hashing import HashCache, PromptHashes
+from dynamo_core.kv.hashing import PromptHashes
 
 __all__ = ["Match", "PrefixIndex", "slots_of"]
 
-_LINEAR = HashCache.BLOCKS
+_LINEAR = PromptHashes.AT_ONCE
 """Blocks looked up one by one rather than by galloping or halving, which cost more a look-up. As many are hashed at once, and the
 first stride ends where the first hashes do."""
 _BITS = bytes.maketrans(b"01", b"\0\1")

@@ -1,13 +1,38 @@
 from __future__ import annotations
 
+import random
 from array import array
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamo_core.kv.hashing import HashCache, PromptHashes, block_hash, block_hashes, chain, hash_seed, sequence_hashes
+from dynamo_core.kv import hashing
+from dynamo_core.kv.hashing import (
+    SEED,
+    PromptHashes,
+    block_hash,
+    block_hashes,
+    chain,
+    hash_seed,
+    python_run_hashes,
+    sequence_hashes,
+)
+
+
+@pytest.fixture(autouse=True, scope="module", params=["compiled", "python"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param == "compiled":
+        pytest.importorskip("dynamo_core.kv._hashes", reason="built without a compiler")
+        yield
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hashing, "run_hashes", python_run_hashes)
+            yield
+
 
 tokens = st.lists(st.integers(0, 2**32 - 1), max_size=70)
 
@@ -72,37 +97,35 @@ def test_lazy_hashes_are_the_same_hashes(token_ids: list[int], size: int, looks:
     assert prompt.upto(prompt.count) == expected
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 120), st.sampled_from([None, "t"]), st.integers(0, 60)), max_size=12),
-    st.integers(1, 3),
-    st.sampled_from([2, 6, 1000]),
+@pytest.mark.parametrize("size", [*range(4, 132), 160, 239, 240, 241, 256, 512, 1023, 1024, 1025, 1088, 2049, 4096])
+def test_compiled_hashes_are_those_of_xxhash(size: int) -> None:
+    compiled = pytest.importorskip("dynamo_core.kv._hashes", reason="built without a compiler")
+    lots = random.Random(size)
+    for seed in (0, SEED, 2**64 - 1, lots.getrandbits(64)):
+        data = memoryview(lots.randbytes(3 * size + size // 2))
+        for parent in (None, 0, 2**64 - 1, lots.getrandbits(64)):
+            assert compiled.run_hashes(data, size, seed, parent) == python_run_hashes(data, size, seed, parent)
+        assert compiled.run_hashes(data[: size - 1], size, seed, None) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((b"1234", 3, 0, None), ValueError),
+        ((b"1234", 0, 0, None), ValueError),
+        ((b"1234", -4, 0, None), ValueError),
+        ((b"1234", 4, 0, -1), OverflowError),
+        ((b"1234", 4, 0, 2**64), OverflowError),
+        ((b"1234", 4, 0, "1"), TypeError),
+        (("1234", 4, 0, None), TypeError),
+        ((memoryview(b"12345678")[::2], 4, 0, None), BufferError),
+        ((b"1234", 4, 0), TypeError),
+    ],
 )
-def test_hashes_from_the_cache_are_the_same_hashes(
-    prompts: list[tuple[int, int, str | None, int]], size: int, limit: int
-) -> None:
-    cache = HashCache(limit)
-    for branch, length, salt, look in prompts:
-        token_ids = [position if position < 40 else branch * 1000 + position for position in range(length)]
-        prompt, expected = PromptHashes(token_ids, size, salt=salt, cache=cache), sequence_hashes(token_ids, size, salt=salt)
-        known = prompt.upto(look)
-        assert len(known) >= min(look, prompt.count)
-        assert known == expected[: len(known)]
-        assert prompt.upto(prompt.count) == expected
-        assert len(cache) <= limit
-
-
-def test_a_prefix_that_was_seen_is_looked_up_and_not_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, size = HashCache(), 4
-    earlier = list(range(100 * size))
-    assert len(PromptHashes(earlier, size, cache=cache).upto(100)) == 100
-    computed: list[int] = []
-    compute = PromptHashes._compute
-    monkeypatch.setattr(
-        PromptHashes, "_compute", lambda self, data: (computed.append(len(data) // 4 // size), compute(self, data))[1]
-    )
-    turn = PromptHashes([*earlier, *range(7000, 7000 + 10 * size)], size, cache=cache)
-    assert turn.upto(110) == sequence_hashes([*earlier, *range(7000, 7000 + 10 * size)], size)
-    assert computed == [110 - 96]  # what is behind the last whole chunk of the earlier prompt
+def test_wrong_arguments_are_errors(arguments: tuple[Any, ...], error: type[Exception]) -> None:
+    compiled = pytest.importorskip("dynamo_core.kv._hashes", reason="built without a compiler")
+    with pytest.raises(error):
+        compiled.run_hashes(*arguments)
 
 
 def test_arrays_are_hashed_as_lists_are() -> None:

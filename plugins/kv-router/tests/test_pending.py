@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamo_core.contracts import ModelCard, WorkerView
-from dynamo_core.kv import HashCache, PromptHashes
+from dynamo_core.kv import PromptHashes
 from dynamo_kv_router.load import PlaceLoad
 from dynamo_kv_router.pending import PendingPrompts
 
@@ -39,7 +39,7 @@ def test_prompts_that_only_begin_alike_are_not_hashed_to_be_compared() -> None:
     pending.add(0, PlaceLoad(WorkerView(100, CARD)), sent)
     asked = prompt(2, 4000)
     assert matches(pending, asked) == [(100, 5)]
-    assert max(len(sent.known), len(asked.known)) <= HashCache.BLOCKS
+    assert max(len(sent.known), len(asked.known)) <= PromptHashes.AT_ONCE
     again = prompt(1, 3000)
     assert matches(pending, again) == [(100, 3000)]
 

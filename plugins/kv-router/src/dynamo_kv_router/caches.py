@@ -8,7 +8,7 @@ from math import inf
 from typing import NamedTuple
 
 from dynamo_core.contracts import KvBatch, KvCleared, KvRemoved, KvStored, RouteRequest, WorkerView
-from dynamo_core.kv import HashCache, PrefixIndex, PromptHashes, slots_of
+from dynamo_core.kv import PrefixIndex, PromptHashes, slots_of
 from dynamo_kv_router.config import KvRouterConfig
 from dynamo_kv_router.load import Pieces, PlaceLoad
 from dynamo_kv_router.pending import PendingPrompts
@@ -42,7 +42,6 @@ class Caches:
         self._config = config
         self._block_size = block_size
         self._index = PrefixIndex()
-        self._hashes = HashCache()
         self.scarcity = Scarcity()
         self._pending = PendingPrompts()
         self._prompts: dict[Hashable, PromptHashes] = {}
@@ -62,7 +61,7 @@ class Caches:
         return len(self._index)
 
     def prompt(self, request: RouteRequest) -> PromptHashes:
-        return PromptHashes(request.token_ids, self._block_size, lora=request.lora, salt=request.cache_salt, cache=self._hashes)
+        return PromptHashes(request.token_ids, self._block_size, lora=request.lora, salt=request.cache_salt)
 
     def overlap(self, prompt: PromptHashes, tokens: int, places: Sequence[PlaceLoad]) -> Overlap:
         """``places``: all there are, in the order of the books."""

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from dynamo_core.kv import HashCache, PromptHashes
+from dynamo_core.kv import PromptHashes
 from dynamo_kv_router.load import PlaceLoad
 
 __all__ = ["PendingPrompts", "Promise"]
@@ -57,7 +57,7 @@ def _common(one: PromptHashes, other: PromptHashes) -> int:
 
     Strides grow from what is hashed of any prompt, so that those of which only the beginning is common are not hashed for it.
     """
-    low, high, far = 1, min(one.count, other.count), HashCache.BLOCKS
+    low, high, far = 1, min(one.count, other.count), PromptHashes.AT_ONCE
     while low < high:
         far = min(far, high)
         if _at(one, far) != _at(other, far):

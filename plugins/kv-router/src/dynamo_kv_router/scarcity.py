@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dynamo_core.kv import PromptHashes, multiples
+from dynamo_core.kv import BlockMap, PromptHashes, multiples, new_block_map
 
 __all__ = ["Scarcity"]
 
@@ -29,19 +29,19 @@ class Scarcity:
     def __init__(self) -> None:
         self.share = 1.0
         """From 0, nothing that was asked for had been evicted, to 1."""
-        self._young: set[int] = set()
-        self._old: set[int] = set()
+        self._young: BlockMap = new_block_map()
+        self._old: BlockMap = new_block_map()
         self._found = 0.0
         self._gone = _PRIOR
 
     def evicted(self, seq_hashes: Sequence[int]) -> None:
-        self._young.update(multiples(seq_hashes, _SAMPLE))
+        self._young.add(1, multiples(seq_hashes, _SAMPLE))
         if len(self._young) > _LIMIT // _SAMPLE // 2:
-            self._old, self._young = self._young, set()
+            self._old, self._young = self._young, new_block_map()
 
     def observe(self, prompt: PromptHashes, found: int) -> None:
         """A prompt of which the best place has so many leading blocks. O(1), but for one that was evicted: O(its blocks)."""
-        gone = _SAMPLE * self._leading(prompt, found) if self._young or self._old else 0
+        gone = _SAMPLE * self._leading(prompt, found) if len(self._young) or len(self._old) else 0
         self._found = self._found * _MEMORY + found
         self._gone = self._gone * _MEMORY + gone
         total = self._found + self._gone
@@ -54,7 +54,7 @@ class Scarcity:
             known = prompt.upto(start + step)
             for seq_hash in known[start:]:
                 if not seq_hash % _SAMPLE:
-                    if seq_hash not in self._young and seq_hash not in self._old:
+                    if not self._young.get(seq_hash) and not self._old.get(seq_hash):
                         return count
                     count += 1
             start, step = len(known), 2 * step
