@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
+import sys
 from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -50,6 +52,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     make_tiny_model(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def large_pages() -> None:
+    """Skips where the kernel is too old to be asked for them, or its owner does not want them."""
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if sys.platform != "linux" or [int(part) for part in platform.release().split(".")[:2]] < [6, 1]:
+        pytest.skip("memory is moved to large pages from Linux 6.1 on")
+    if not enabled.exists() or "[never]" in enabled.read_text():
+        pytest.skip("large pages are switched off on this machine")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -38,6 +39,16 @@ def eventually(condition: Any, within: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("large_pages")
+def test_a_frontends_memory_moves_to_large_pages(server: Any) -> None:
+    (pid,) = server.pids("frontend").values()
+
+    def large() -> int:
+        return int(re.search(r"AnonHugePages: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text()).group(1))
+
+    eventually(lambda: large() > 16 << 10)  # the table of words alone has 2 MB
 
 
 class TestAnswers:

@@ -65,17 +65,7 @@ print(moved, of(address(full), "AnonHugePages"), of(address(sparse), "Rss") - be
 """
 
 
-def _at_least_linux_6_1() -> bool:
-    release = platform.release().split(".")[:2]
-    return sys.platform == "linux" and [int(part) for part in release] >= [6, 1]
-
-
-def _allowed() -> bool:
-    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    return enabled.exists() and "[never]" not in enabled.read_text()
-
-
-@pytest.mark.skipif(not (_at_least_linux_6_1() and _allowed()), reason="no large pages here")
+@pytest.mark.usefixtures("large_pages")
 def test_memory_that_is_used_moves_to_large_pages_and_what_is_not_stays_as_it_is() -> None:
     done = subprocess.run([sys.executable, "-c", LARGE_PAGES], capture_output=True, text=True, timeout=60, check=True)
     moved, large, grown = map(int, done.stdout.split())
